@@ -1,0 +1,31 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: simulation test lint bench clean
+.DEFAULT_GOAL := simulation
+
+simulation: $(INSTALLED) ## the default run: 8 clients, per-client perplexity before and after
+	$(BIN)/fedmops simulate
+
+test: $(INSTALLED) ## all tests, offline
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## what a local step costs
+	$(BIN)/python -m benchmarks.local_step
+
+clean: ## remove the environment, caches and runs
+	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Anew when the dependencies change. TORCH_INDEX names another index for torch, for a CUDA or CPU build.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""The client role: a Flower ClientApp that trains and evaluates a mixture on its own data."""

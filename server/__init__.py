@@ -1,0 +1,1 @@
+"""The server role: a Flower ServerApp that merges mixtures. Imports no torch."""

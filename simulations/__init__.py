@@ -1,0 +1,1 @@
+"""Runs on one machine: the command line, presets, engines and pre-training."""
