@@ -1,0 +1,99 @@
+"""The examples of a run: the built-in tasks, or a JSONL file."""
+
+import gzip
+import hashlib
+import json
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+from common.backbone_source import BUILT_IN
+from common.example import Example, Split
+from common.skills.suite import skill_examples
+
+# Where a file names no split, or no validation split, an example's prompt decides by its hash.
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+
+
+@lru_cache(maxsize=1)
+def load_examples(
+    data: str, train_examples: int, eval_examples: int, eval_split: Split, seed: int
+) -> tuple[Example, ...]:
+    """Load train and evaluation examples, at most so many of each task.
+
+    Raises ValueError, with the line, for a row that is no example.
+    """
+    limits: dict[Split, int] = {"train": train_examples, eval_split: eval_examples}
+    if data == BUILT_IN:
+        return tuple(example for split, limit in limits.items() for example in skill_examples(split, limit, seed))
+    return _read_jsonl(Path(data), limits)
+
+
+def _read_jsonl(path: Path, limits: dict[Split, int]) -> tuple[Example, ...]:
+    """Read rows with `task`, `output`, and `instruction` or `input`; `domain`, `source` and `split` may be there.
+
+    Of each task and split the rows with the smallest hash are kept, so that a limit draws no order from the file.
+    """
+    kept: dict[tuple[str, Split], list[tuple[str, Example]]] = defaultdict(list)
+    prompts: dict[str, Split] = {}
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            example = _example(line, f"{path}, line {number}")
+            if example.split in limits:
+                kept[example.task, example.split].append((_hash(example.prompt), example))
+            if prompts.setdefault(example.prompt, example.split) != example.split:
+                raise ValueError(
+                    f"{path}, line {number}: the same prompt stands in {prompts[example.prompt]} and {example.split}: "
+                    "leave one out, or the evaluation leaks"
+                )
+    if not kept:
+        raise ValueError(f"{path} has no examples of the splits {', '.join(limits)}: give a file with some")
+    return tuple(
+        example
+        for (_, split), rows in sorted(kept.items(), key=lambda item: item[0])
+        for _, example in sorted(rows, key=lambda row: row[0])[: limits[split]]
+    )
+
+
+def _example(line: str, where: str) -> Example:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error.msg}): write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not an object: write one JSON object a line")
+    for key in ("task", "output"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            raise ValueError(f"{where} has no {key!r}: expected a text")
+    instruction, text = row.get("instruction") or "", row.get("input") or ""
+    if not isinstance(instruction, str) or not isinstance(text, str) or not instruction + text:
+        raise ValueError(f"{where} has neither 'instruction' nor 'input': expected a text in one of them")
+    return Example(
+        split=_split(row.get("split"), f"{instruction}\n{text}", where),
+        task=row["task"],
+        domain=str(row.get("domain") or row["task"]),
+        source=str(row.get("source") or ""),
+        instruction=instruction,
+        input=text,
+        output=row["output"],
+    )
+
+
+def _split(named: Any, prompt: str, where: str) -> Split:
+    position = int(_hash(prompt), 16) / 16**16
+    if named is None and position >= 1 - TEST_SHARE:
+        return "test"
+    if named in (None, "train"):
+        return "validation" if position < VALIDATION_SHARE else "train"
+    for split in get_args(Split):
+        if named == split:
+            return split  # type: ignore[no-any-return]
+    raise ValueError(f"{where} has the split {named!r}: expected {', '.join(get_args(Split))}, or none")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
