@@ -1,0 +1,61 @@
+"""Where a backbone's files are: the built-in one, a directory, or the hub. Imports neither torch nor transformers."""
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+BUILT_IN = "skills"
+
+
+def distribution_root() -> Path:
+    """Return the directory that the installed packages lie in: the checkout, when installed with `pip install -e`.
+
+    Flower runs our code from an unpacked bundle without weights or history, so `__file__` leads nowhere; the installed
+    distribution is what every process of the environment sees.
+    """
+    try:
+        installed = distribution("fedmops")
+    except PackageNotFoundError:
+        raise ValueError(
+            "fedmops is not installed in this environment: run `pip install -e .` in its checkout"
+        ) from None
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return Path(unquote(urlparse(origin["url"]).path))
+    return Path(str(installed.locate_file("")))
+
+
+def built_in_directory() -> Path:
+    """Return the directory of the built-in backbone's weights."""
+    return distribution_root() / "common" / "models" / BUILT_IN
+
+
+def locate(backbone: str) -> str:
+    """Turn a backbone's name into what transformers loads from: a directory's path, or a hub id as it is.
+
+    Raises ValueError when the name is neither built in, nor a directory with a config.json, nor a hub id (owner/name).
+    """
+    if backbone == BUILT_IN:
+        return str(built_in_directory())
+    if (Path(backbone) / "config.json").is_file():
+        return backbone
+    looks_like_hub_id = (
+        backbone.count("/") == 1 and not backbone.startswith((".", "/", "~")) and not backbone.endswith("/")
+    )
+    if looks_like_hub_id and not Path(backbone).exists():
+        return backbone
+    raise ValueError(
+        f"unknown backbone {backbone!r}: expected {BUILT_IN!r}, a directory with a config.json or a hub id (owner/name)"
+    )
+
+
+def num_layers(backbone: str) -> int | None:
+    """Return the number of decoder layers, or None where only the hub knows it."""
+    path = Path(locate(backbone)) / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text())
+    config = config.get("text_config", config)
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    return layers if isinstance(layers, int) else None

@@ -1,0 +1,89 @@
+"""From examples to batches of token ids."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from common.example import Example
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """Token ids of a prompt and of its answer, which ends with the end-of-text token."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    special: list[bool]  # which prompt tokens are special ones, such as the beginning of the text
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of prompt and answer together."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded texts, so that all answers end at the last position."""
+
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Int[Tensor, "batch seq"]
+    input_mask: Int[Tensor, "batch seq"]  # 1 at instruction and input, 0 at special tokens, padding and the answer
+    labels: Int[Tensor, "batch answer"]  # the last positions' token ids; IGNORED before an answer begins
+
+    @property
+    def num_logits(self) -> int:
+        """Positions, counted from the end, whose logits the labels need: the one before each label, and the last."""
+        return self.labels.shape[1] + 1
+
+
+IGNORED = -100
+
+
+def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int) -> TokenizedExample:
+    """Tokenize an example. A prompt that leaves no room loses its beginning; an answer is never cut.
+
+    Raises ValueError when the answer alone is longer than `max_sequence_tokens`.
+    """
+    answer_ids = [*tokenizer(example.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    room = max_sequence_tokens - len(answer_ids)
+    if room < 1:
+        raise ValueError(
+            f"an answer of task {example.task!r} has {len(answer_ids)} tokens, but max-sequence-tokens is "
+            f"{max_sequence_tokens}: raise it or leave the example out"
+        )
+    prompt_ids = tokenizer(example.prompt)["input_ids"][-room:]
+    specials = set(tokenizer.all_special_ids)
+    return TokenizedExample(prompt_ids, answer_ids, [token in specials for token in prompt_ids])
+
+
+def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:
+    """Pad examples to one left-padded batch."""
+    length = max(example.num_tokens for example in examples)
+    answer_length = max(len(example.answer_ids) for example in examples)
+    input_ids, attention_mask, input_mask, labels = [], [], [], []
+    for example in examples:
+        padding = length - example.num_tokens
+        answer = len(example.answer_ids)
+        input_ids.append([pad_id] * padding + example.prompt_ids + example.answer_ids)
+        attention_mask.append([0] * padding + [1] * example.num_tokens)
+        input_mask.append([0] * padding + [int(not special) for special in example.special] + [0] * answer)
+        labels.append([IGNORED] * (answer_length - answer) + example.answer_ids)
+    rows = (input_ids, attention_mask, input_mask, labels)
+    return Batch(*(torch.tensor(row, dtype=torch.long, device=device) for row in rows))
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the padding token, or the end-of-text token where there is none; masks hide either."""
+    token = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if token is None else token)
+
+
+def in_order_of_length(examples: Sequence[TokenizedExample], batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of all examples in batches of similar length, so that little padding is computed."""
+    order = sorted(range(len(examples)), key=lambda index: examples[index].num_tokens)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

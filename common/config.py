@@ -1,0 +1,142 @@
+"""The configuration of a run, read from Flower's run_config in one place."""
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from common.backbone_source import BUILT_IN, num_layers
+from common.example import Split
+
+Value = str | int | float | bool
+
+QUANTIZATIONS = ("none", "nf4", "int8")
+PARTITIONS = ("by-task", "dirichlet")
+DEVICES = ("auto", "cpu", "cuda")
+EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
+
+_AT_LEAST_ONE = (
+    "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
+    "gate_hidden_size num_local_steps batch_size"
+).split()
+_ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
+_NOT_NEGATIVE = "seed gate_learning_rate balance_weight".split()
+_CHOICES = {
+    "quantization": QUANTIZATIONS,
+    "partition": PARTITIONS,
+    "device": DEVICES,
+    "eval_split": EVAL_SPLITS,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does. Keys, meaning and defaults stand in pyproject.toml under [tool.flwr.app.config]."""
+
+    name: str
+    seed: int
+    num_rounds: int
+    num_clients: int
+    client_fraction: float
+    round_timeout_seconds: float
+    run_directory: str
+    data: str
+    train_examples: int
+    eval_examples: int
+    eval_split: Split
+    partition: str
+    dirichlet_alpha: float
+    backbone: str
+    quantization: str
+    device: str
+    max_sequence_tokens: int
+    num_experts: int
+    tokens_per_expert: int
+    injection_layer: int
+    gate_hidden_size: int
+    temperature: float
+    pretrain_gate: bool
+    num_local_steps: int
+    batch_size: int
+    learning_rate: float
+    gate_learning_rate: float
+    balance_weight: float
+
+
+def kebab(name: str) -> str:
+    """Return a field's name as users write it."""
+    return name.replace("_", "-")
+
+
+def read_config(run_config: Mapping[str, Value]) -> Config:
+    """Build and check a Config from a complete mapping of kebab-case keys.
+
+    Raises ValueError, naming the key, for an unknown or missing key, a value of the wrong type or out of range. Light:
+    nothing is loaded but the backbone's config.json where it is on disk.
+    """
+    fields = {kebab(field.name): field for field in dataclasses.fields(Config)}
+    for key in run_config:
+        if key not in fields:
+            raise ValueError(unknown_key_message(key, list(fields)))
+    missing = [key for key in fields if key not in run_config]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing from the run's configuration: pyproject.toml holds its default")
+    values: dict[str, Any] = {field.name: _typed(key, run_config[key], field.type) for key, field in fields.items()}
+    config = Config(**values)
+    _check(config)
+    return config
+
+
+def unknown_key_message(key: str, known: list[str]) -> str:
+    """Say that a key does not exist, and which ones come near."""
+    near = get_close_matches(key, known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
+def _typed(key: str, value: Value, annotation: Any) -> Value:
+    kind = annotation if annotation in (int, float, bool) else str
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+        raise ValueError(f"{key} must be {expected}, got {value!r}")
+    return value
+
+
+def _check(config: Config) -> None:
+    for names, lowest, expected in ((_AT_LEAST_ONE, 1, "at least 1"), (_NOT_NEGATIVE, 0, "at least 0")):
+        for name in names:
+            if not lowest <= getattr(config, name) < math.inf:
+                raise ValueError(f"{kebab(name)} must be {expected}, got {getattr(config, name)}")
+    for name in _ABOVE_ZERO:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{kebab(name)} must be above 0, got {getattr(config, name)}")
+    if not 0 < config.client_fraction <= 1:
+        raise ValueError(f"client-fraction must be above 0 and at most 1, got {config.client_fraction}")
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{kebab(name)} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
+    if not config.name or any(not (letter.isalnum() or letter in "-_.") for letter in config.name):
+        raise ValueError(f"name must be letters, digits, '-', '_' or '.', got {config.name!r}")
+    if config.data != BUILT_IN and not Path(config.data).is_file():
+        raise ValueError(f"data {config.data!r} is neither {BUILT_IN!r} nor a file: give the path of a JSONL file")
+    layers = num_layers(config.backbone)
+    if config.injection_layer < -1:
+        raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")
+    if layers is not None and config.injection_layer >= layers:
+        raise ValueError(
+            f"injection-layer must be at most {layers - 1}, the last layer of {config.backbone!r}, "
+            f"got {config.injection_layer}"
+        )
+
+
+def default_run_config(app_directory: Path) -> dict[str, Value]:
+    """Read the defaults from an app's pyproject.toml."""
+    with open(app_directory / "pyproject.toml", "rb") as file:
+        defaults: dict[str, Value] = tomllib.load(file)["tool"]["flwr"]["app"]["config"]
+    return defaults

@@ -1,0 +1,193 @@
+"""The wire: what is in the messages between server and client. Nothing else travels."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from numpy.typing import NDArray
+
+from common.mixture_arrays import Arrays
+from common.perplexity import AnswerScore
+
+# The first exchange, before round 1; Flower names the others "train" and "evaluate".
+PREPARE = "prepare"
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A client's update. `usage` is the gate mass `[experts]` that its examples gave each expert."""
+
+    arrays: Arrays
+    loss: float
+    num_examples: int
+    usage: NDArray[np.float64]
+    gate_entropy: float
+
+
+@dataclass(frozen=True)
+class PrepareReply:
+    """What a client tells once: its backbone, and sums of the gate's input over its training examples by task.
+
+    `sums` and `squares` are `[tasks, hidden]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads, key
+    size, value size).
+    """
+
+    partition: int
+    fingerprint: str
+    hidden_size: int
+    kv_shapes: dict[int, tuple[int, int, int]]
+    tasks: list[str]
+    domains: list[str]
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    scores: dict[str, AnswerScore]
+
+
+def pack_arrays(arrays: Arrays) -> ArrayRecord:
+    """Turn named arrays into a record."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> Arrays:
+    """Turn a record into named arrays, of whatever dtype they have: the server checks updates before it merges them."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def message_bytes(content: InflatableObject) -> int:
+    """Count the bytes of a message's content as Flower ships it: records and arrays, each with a header."""
+    return len(content.deflate()) + sum(message_bytes(child) for child in (content.children or {}).values())
+
+
+def instruction(server_round: int, arrays: Arrays | None = None) -> RecordDict:
+    """Build what the server sends: the round, and the mixture."""
+    content = RecordDict({"config": ConfigRecord({"server-round": server_round})})
+    if arrays is not None:
+        content["arrays"] = pack_arrays(arrays)
+    return content
+
+
+def read_instruction(content: RecordDict) -> tuple[int, Arrays]:
+    """Read the round and the mixture that the server sent."""
+    server_round = content.config_records["config"]["server-round"]
+    assert isinstance(server_round, int)
+    return server_round, unpack_arrays(content.array_records["arrays"])
+
+
+def pack_train_reply(reply: TrainReply) -> RecordDict:
+    """Build the reply to a train message."""
+    metrics = MetricRecord(
+        {
+            "loss": reply.loss,
+            "num-examples": reply.num_examples,
+            "usage": reply.usage.tolist(),
+            "gate-entropy": reply.gate_entropy,
+        }
+    )
+    return RecordDict({"arrays": pack_arrays(reply.arrays), "metrics": metrics})
+
+
+def unpack_train_reply(content: RecordDict) -> TrainReply:
+    """Read the reply to a train message. Raises KeyError, TypeError or ValueError for a malformed one."""
+    metrics = content.metric_records["metrics"]
+    return TrainReply(
+        unpack_arrays(content.array_records["arrays"]),
+        float(_number(metrics["loss"])),
+        int(_number(metrics["num-examples"])),
+        np.asarray(metrics["usage"], dtype=np.float64),
+        float(_number(metrics["gate-entropy"])),
+    )
+
+
+def pack_scores(scores: dict[str, AnswerScore]) -> RecordDict:
+    """Build the reply to an evaluate message: a score per task."""
+    tasks = list(scores)
+    metrics = MetricRecord(
+        {
+            "nll": [scores[task].nll for task in tasks],
+            "num-tokens": [scores[task].num_tokens for task in tasks],
+            "num-characters": [scores[task].num_characters for task in tasks],
+            "num-examples": [scores[task].num_examples for task in tasks],
+        }
+    )
+    return RecordDict({"tasks": ConfigRecord({"names": tasks}), "scores": metrics})
+
+
+def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
+    """Read scores per task. Raises KeyError, TypeError or ValueError for malformed ones."""
+    metrics = content.metric_records["scores"]
+    names = _texts(content.config_records["tasks"]["names"])
+    columns = [_numbers(metrics[key]) for key in ("nll", "num-tokens", "num-characters", "num-examples")]
+    scores = {
+        name: AnswerScore(float(nll), int(tokens), int(characters), int(examples))
+        for name, nll, tokens, characters, examples in zip(names, *columns, strict=True)
+    }
+    if not scores:
+        raise ValueError("there are no scores")
+    for name, score in scores.items():
+        if not math.isfinite(score.nll) or score.num_tokens < 1 or score.num_characters < 0:
+            raise ValueError(f"the score of task {name!r} is {score}")
+    return scores
+
+
+def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
+    """Build the reply to the first exchange."""
+    content = pack_scores(reply.scores)
+    layers = sorted(reply.kv_shapes)
+    content["about"] = ConfigRecord(
+        {
+            "partition": reply.partition,
+            "fingerprint": reply.fingerprint,
+            "hidden-size": reply.hidden_size,
+            "layers": layers,
+            "kv-shapes": [size for layer in layers for size in reply.kv_shapes[layer]],
+            "tasks": reply.tasks,
+            "domains": reply.domains,
+        }
+    )
+    content["statistics"] = ArrayRecord(
+        {"counts": Array(reply.counts), "sums": Array(reply.sums), "squares": Array(reply.squares)}
+    )
+    return content
+
+
+def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
+    """Read the reply to the first exchange. Raises KeyError, TypeError or ValueError for a malformed one."""
+    about = content.config_records["about"]
+    statistics = content.array_records["statistics"]
+    sizes = [int(size) for size in _numbers(about["kv-shapes"])]
+    layers = [int(layer) for layer in _numbers(about["layers"])]
+    return PrepareReply(
+        partition=int(_number(about["partition"])),
+        fingerprint=str(about["fingerprint"]),
+        hidden_size=int(_number(about["hidden-size"])),
+        kv_shapes={
+            layer: (sizes[3 * index], sizes[3 * index + 1], sizes[3 * index + 2]) for index, layer in enumerate(layers)
+        },
+        tasks=_texts(about["tasks"]),
+        domains=_texts(about["domains"]),
+        counts=statistics["counts"].numpy(),
+        sums=statistics["sums"].numpy(),
+        squares=statistics["squares"].numpy(),
+        scores=unpack_scores(content),
+    )
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    return value
+
+
+def _numbers(values: object) -> list[float]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of numbers, got {values!r}")
+    return [_number(value) for value in values]
+
+
+def _texts(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"expected a list of texts, got {values!r}")
+    return values
