@@ -1,0 +1,49 @@
+"""Merging updates: a running mean, expert by expert, weighted by use."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.mixture_arrays import Arrays, is_expertwise
+from common.wire import TrainReply
+
+
+class UsageWeightedMean:
+    """The mean of updates in which an expert counts by the gate mass that a client's examples gave it.
+
+    The mean over all clients of expert k's values v is sum_c(u[c, k] v[c, k]) / sum_c(u[c, k]), with u = examples x
+    mean gate weight; so a client that never used an expert cannot pull it. Arrays that belong to no expert are weighted
+    by examples. Keeps one float64 accumulator, whatever the number of updates.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._usage: NDArray[np.float64] | float = 0.0
+        self._num_examples = 0
+
+    def add(self, update: TrainReply) -> None:
+        """Take in a checked update."""
+        for name, array in update.arrays.items():
+            weighted = array.astype(np.float64) * _weight(name, array.ndim, update.usage, update.num_examples)
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        self._usage = self._usage + update.usage
+        self._num_examples += update.num_examples
+
+    @property
+    def usage(self) -> NDArray[np.float64]:
+        """Gate mass of each expert over all updates, `[experts]`."""
+        return np.asarray(self._usage)
+
+    def merge_into(self, arrays: Arrays) -> Arrays:
+        """Return `arrays` with the mean in place of what was updated; an expert that nobody used stays as it is."""
+        merged = dict(arrays)
+        for name, weighted in self._sums.items():
+            weight = np.broadcast_to(_weight(name, weighted.ndim, self.usage, self._num_examples), weighted.shape)
+            mean = np.divide(weighted, weight, out=arrays[name].astype(np.float64), where=weight > 0)
+            merged[name] = mean.astype(np.float32)
+        return merged
+
+
+def _weight(name: str, num_axes: int, usage: NDArray[np.float64], num_examples: int) -> NDArray[np.float64]:
+    if is_expertwise(name):
+        return usage.reshape(-1, *[1] * (num_axes - 1))
+    return np.asarray(float(num_examples))

@@ -1,0 +1,74 @@
+"""The ServerApp: prepares the clients and the mixture, runs the rounds, leaves a run directory."""
+
+import logging
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import read_config
+from common.mixture_arrays import num_parameters
+from common.perplexity import geometric_mean, total
+from common.wire import PrepareReply
+from server.exchange import wait_for_nodes
+from server.preparation import first_mixture, mixture_shape, prepare_clients
+from server.run_directory import RunDirectory, new_run_directory
+from server.strategy import MixtureStrategy, Scores
+
+log = logging.getLogger("flwr.fedmops")
+
+CONNECT_SECONDS = 120.0
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation from the first exchange to the result."""
+    config = read_config(context.run_config)
+    nodes = wait_for_nodes(grid, config.num_clients, CONNECT_SECONDS)
+    directory = RunDirectory(new_run_directory(config), config)
+    try:
+        prepared = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
+    except RuntimeError:
+        directory.discard()
+        raise
+    replies = [reply for _, reply in prepared.values()]
+    shape = mixture_shape(config, replies[0])
+    log.info("%d clients; a mixture of %d parameters", len(prepared), num_parameters(shape))
+    strategy = MixtureStrategy(
+        shape=shape,
+        nodes={client: node for client, (node, _) in prepared.items()},
+        client_fraction=config.client_fraction,
+        seed=config.seed,
+        timeout_seconds=config.round_timeout_seconds,
+        fingerprint=replies[0].fingerprint,
+    )
+    _, scores = strategy.run(grid, first_mixture(config, shape, replies), config.num_rounds, directory)
+    directory.finish(result({client: reply for client, (_, reply) in prepared.items()}, scores))
+    log.info("results are in %s", directory.path)
+
+
+def result(prepared: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
+    """Set every client's perplexity with the mixture beside the backbone's; a client without last scores has none."""
+    clients = []
+    for client, reply in prepared.items():
+        before = total(reply.scores.values())
+        row: dict[str, Any] = {
+            "client": client,
+            "tasks": reply.tasks,
+            "num_training_examples": int(reply.counts.sum()),
+            "num_examples": before.num_examples,
+            "backbone_perplexity": before.perplexity,
+            "backbone_bits_per_character": before.bits_per_character,
+        }
+        if client in scores:
+            after = total(scores[client].values())
+            row |= {"perplexity": after.perplexity, "bits_per_character": after.bits_per_character}
+        clients.append(row)
+    scored = [row for row in clients if "perplexity" in row]
+    return {
+        "clients": clients,
+        "backbone_perplexity": geometric_mean(row["backbone_perplexity"] for row in scored),
+        "perplexity": geometric_mean(row["perplexity"] for row in scored),
+    }

@@ -1,0 +1,96 @@
+"""One exchange: send messages, read replies as they come, stop at the deadline, say of every node what it did."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.wire import message_bytes
+
+log = logging.getLogger("flwr.fedmops")
+
+POLL_SECONDS = 0.1
+Reply = TypeVar("Reply")
+
+
+@dataclass
+class Exchanged(Generic[Reply]):
+    """Replies and failures by client, in the clients' order, and the bytes that went down and up."""
+
+    replies: dict[int, Reply] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+def exchange(
+    grid: Grid,
+    message_type: str,
+    content: RecordDict,
+    nodes: Mapping[int, int],
+    timeout_seconds: float,
+    read: Callable[[RecordDict], Reply],
+    on_reply: Callable[[int, Reply], None],
+) -> Exchanged[Reply]:
+    """Send `content` to `nodes` (client -> node id) and read the replies.
+
+    `read` turns a reply's content into what is wanted and raises KeyError, TypeError or ValueError for one that is not
+    right; such a reply, an error reply and a silent node are failures, each named in the log with its reason.
+    `on_reply(client, reply)` is called for every right one as it comes.
+    """
+    sent = {client: Message(content, dst_node_id=node, message_type=message_type) for client, node in nodes.items()}
+    result: Exchanged[Reply] = Exchanged(bytes_down=message_bytes(content) * len(sent))
+    deadline = time.monotonic() + timeout_seconds
+    grid.push_messages(sent.values())
+    # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
+    waiting = {message.metadata.message_id: client for client, message in sent.items()}
+
+    def fail(client: int, reason: str) -> None:
+        result.failures[client] = reason
+        log.warning("client %d failed to %s: %s", client, message_type, reason)
+
+    while waiting and time.monotonic() < deadline:
+        arrived = list(grid.pull_messages(list(waiting)))
+        for message in arrived:
+            client = waiting.pop(message.metadata.reply_to_message_id)
+            if message.has_error():
+                fail(client, _last_line(message.error.reason))
+                continue
+            result.bytes_up += message_bytes(message.content)
+            try:
+                reply = read(message.content)
+            except (KeyError, TypeError, ValueError) as error:
+                fail(client, f"reply rejected: {error}" if str(error) else f"reply rejected: {type(error).__name__}")
+                continue
+            result.replies[client] = reply
+            on_reply(client, reply)
+        if not arrived:
+            time.sleep(POLL_SECONDS)
+    for client in waiting.values():
+        fail(client, f"no reply within {timeout_seconds:g} s")
+    # Sums must not depend on who was first.
+    result.replies = dict(sorted(result.replies.items()))
+    result.failures = dict(sorted(result.failures.items()))
+    return result
+
+
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float) -> list[int]:
+    """Wait until `num_nodes` nodes are connected; return all, sorted. Raises TimeoutError when they do not come."""
+    deadline = time.monotonic() + timeout_seconds
+    while len(nodes := sorted(grid.get_node_ids())) < num_nodes:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(
+                f"num-clients is {num_nodes}, but {len(nodes)} nodes are connected after {timeout_seconds:g} s: "
+                "start more nodes, or simulate with a federation of that many"
+            )
+        time.sleep(POLL_SECONDS)
+    return nodes
+
+
+def _last_line(reason: str | None) -> str:
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "an error without a reason"

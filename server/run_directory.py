@@ -1,0 +1,119 @@
+"""The run directory: all that a run leaves behind, written as it goes so that nothing is lost when it is stopped."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save
+
+from common.backbone_source import distribution_root
+from common.config import Config, kebab
+from common.mixture_arrays import Arrays, MixtureShape, num_parameters
+from common.perplexity import AnswerScore
+from common.wire import TrainReply
+
+VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "flwr-datasets", "numpy")
+
+METRICS, ROUNDS, RESULT = "metrics.jsonl", "rounds.jsonl", "result.json"
+MIXTURE, CARD = "mixture.safetensors", "mixture.json"
+
+
+def new_run_directory(config: Config) -> Path:
+    """Return where a run's results go: as configured, or runs/<time>-<name> in the working directory."""
+    if config.run_directory:
+        return Path(config.run_directory)
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+
+
+class RunDirectory:
+    """Writes a run's files: config, versions, a line per score and per round, the mixture and the result."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Create the directory. Raises FileExistsError when it holds a run already."""
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / METRICS).exists():
+            raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
+        self.path = path
+        self._write_json("config.json", {kebab(key): value for key, value in asdict(config).items()})
+        self._write_json("versions.json", {name: version(name) for name in VERSIONED} | {"commit": _commit()})
+        for name in (METRICS, ROUNDS):
+            (path / name).touch()
+
+    def add_scores(self, server_round: int, phase: str, client: int, scores: dict[str, AnswerScore]) -> None:
+        """Append a client's scores, a line per task."""
+        for task, score in scores.items():
+            derived = {"perplexity": score.perplexity, "bits_per_character": score.bits_per_character}
+            line = {"round": server_round, "phase": phase, "client": client, "task": task}
+            self._append(METRICS, line | asdict(score) | derived)
+
+    def add_training(self, server_round: int, client: int, update: TrainReply) -> None:
+        """Append what a client told of its training."""
+        line = {
+            "round": server_round,
+            "phase": "train",
+            "client": client,
+            "loss": update.loss,
+            "num_examples": update.num_examples,
+            "expert_use": (update.usage / update.num_examples).tolist(),
+            "gate_entropy": update.gate_entropy,
+        }
+        self._append(METRICS, line)
+
+    def add_round(self, figures: dict[str, Any]) -> None:
+        """Append a round's summary."""
+        self._append(ROUNDS, figures)
+
+    def save_mixture(self, arrays: Arrays, shape: MixtureShape, card: dict[str, Any]) -> None:
+        """Replace the saved mixture and its card."""
+        self._replace(MIXTURE, save(arrays))
+        described = {
+            "num_experts": shape.num_experts,
+            "tokens_per_expert": shape.tokens_per_expert,
+            "gate_hidden_size": shape.gate_hidden_size,
+            "hidden_size": shape.hidden_size,
+            "kv_shapes": {str(layer): list(sizes) for layer, sizes in shape.kv_shapes.items()},
+            "num_parameters": num_parameters(shape),
+        }
+        self._write_json(CARD, described | card)
+
+    def finish(self, figures: dict[str, Any]) -> None:
+        """Write the result: there is one only if the run ended well."""
+        self._write_json(RESULT, figures)
+
+    def discard(self) -> None:
+        """Remove the directory of a run that never began."""
+        shutil.rmtree(self.path)
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        self._replace(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _replace(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader, or a crash, sees the old or the new one and never a part."""
+        part = self.path / f".{name}.part"
+        part.write_bytes(content)
+        os.replace(part, self.path / name)
+
+
+def _commit() -> str:
+    """Return the checkout's commit, marked when files differ from it; "unknown" outside a checkout."""
+    root = distribution_root()
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
