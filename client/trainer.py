@@ -1,0 +1,96 @@
+"""Local training: the same steps for simulation, deployment and centralised runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.answer_loss import answer_nll
+from common.batches import IGNORED, TokenizedExample, collate, pad_id
+from common.injection import PromptedBackbone
+
+MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a client trains."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    gate_learning_rate: float
+    balance_weight: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training says besides the trained values.
+
+    `usage` is the gate mass that the client's examples gave each expert, `[experts]`; it sums to `num_examples`.
+    """
+
+    loss: float  # mean over steps, nats per answer token
+    num_examples: int
+    usage: NDArray[np.float64]
+    gate_entropy: float  # mean over examples, nats: 0 when one expert takes all, log(experts) when all share
+
+
+def batch_indices(num_examples: int, batch_size: int, num_steps: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Yield `num_steps` batches that walk through the examples in random order, again and again."""
+    queue: list[int] = []
+    for _ in range(num_steps):
+        while len(queue) < batch_size:
+            queue.extend(rng.permutation(num_examples).tolist())
+        yield queue[:batch_size]
+        queue = queue[batch_size:]
+
+
+def balance_penalty(log_weights: Float[Tensor, "batch experts"]) -> Float[Tensor, ""]:
+    """Return how far (nats) the batch's mean expert weights are from even: 0 when even, log(experts) at most."""
+    mean = log_weights.exp().mean(dim=0)
+    return (mean * (mean.clamp_min(1e-9) * mean.shape[0]).log()).sum()
+
+
+def train(
+    prompted: PromptedBackbone,
+    examples: Sequence[TokenizedExample],
+    settings: TrainSettings,
+    rng: np.random.Generator,
+) -> TrainResult:
+    """Train the mixture in place for a number of steps; the backbone stays as it is.
+
+    Raises FloatingPointError when the loss is not finite: a client must not send such an update.
+    """
+    mixture, backbone = prompted.mixture, prompted.backbone
+    groups = [{"params": list(mixture.pool.parameters()), "lr": settings.learning_rate}]
+    if mixture.gate is not None:
+        groups.append({"params": list(mixture.gate.parameters()), "lr": settings.gate_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    losses: list[Tensor] = []
+    usage = torch.zeros(mixture.shape.num_experts, dtype=torch.float64, device=backbone.device)
+    entropy = torch.zeros((), dtype=torch.float64, device=backbone.device)
+    batches = batch_indices(len(examples), settings.batch_size, settings.num_steps, rng)
+    padding = pad_id(backbone.tokenizer)
+    for indices in batches:
+        batch = collate([examples[index] for index in indices], padding, backbone.device)
+        logits, log_weights = prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+        num_tokens = (batch.labels != IGNORED).sum()
+        loss = answer_nll(logits, batch.labels).sum() / num_tokens
+        optimizer.zero_grad()
+        (loss + settings.balance_weight * balance_penalty(log_weights)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(mixture.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        losses.append(loss.detach())
+        weights = log_weights.detach().double().exp()
+        usage += weights.sum(dim=0)
+        entropy += torch.special.entr(weights).sum()
+    mean_loss = torch.stack(losses).mean().item()
+    if not np.isfinite(mean_loss):
+        raise FloatingPointError(f"the training loss is {mean_loss}: lower learning-rate, now {settings.learning_rate}")
+    num_examples = settings.num_steps * settings.batch_size
+    return TrainResult(mean_loss, num_examples, usage.cpu().numpy(), entropy.item() / num_examples)
