@@ -1,0 +1,37 @@
+"""What a run did to every client, as a table."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """Set each client's perplexity with the mixture beside the backbone's, from a run's result.json."""
+    table = Table(title="Perplexity of the answers, per client")
+    table.add_column("client", justify="right")
+    table.add_column("tasks")
+    for name in ("examples", "backbone", "mixture", "change"):
+        table.add_column(name, justify="right")
+    for row in result["clients"]:
+        table.add_row(
+            str(row["client"]),
+            ", ".join(row["tasks"]),
+            str(row["num_examples"]),
+            *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        "geometric mean over clients",
+        str(sum(row["num_examples"] for row in result["clients"])),
+        *_before_and_after(result["backbone_perplexity"], result["perplexity"]),
+    )
+    return table
+
+
+def _before_and_after(before: float, after: float | None) -> tuple[str, str, str]:
+    if after is None:
+        return f"{before:.2f}", "no reply", ""
+    change = after / before - 1
+    colour = "green" if change < 0 else "red"
+    return f"{before:.2f}", f"{after:.2f}", f"[{colour}]{change:+.0%}[/{colour}]"

@@ -1,0 +1,64 @@
+"""The settings of a run: defaults, then a preset or TOML file, then `key=value` words."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.backbone_source import distribution_root
+from common.config import Value, default_run_config, unknown_key_message
+
+
+def presets() -> dict[str, Path]:
+    """Return the presets by name: the TOML files of this directory."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+
+
+def resolve(words: Sequence[str]) -> dict[str, Value]:
+    """Merge what the command line says into the defaults.
+
+    A word with "=" sets a key; one without names a preset or a TOML file, at most one. Raises ValueError, with what to
+    do, for anything else.
+    """
+    settings = default_run_config(distribution_root())
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ValueError(f"expected one preset or TOML file, got {' and '.join(named)}: name one, then key=value words")
+    for name in named:
+        _merge(settings, _read_preset(name), name)
+    for word in words:
+        key, separator, text = word.partition("=")
+        if separator:
+            _merge(settings, {key: _parse(key, text, settings)}, "the command line")
+    return settings
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    path = presets().get(name, Path(name))
+    if not path.is_file():
+        raise ValueError(f"unknown preset {name!r}: expected {', '.join(presets())}, or the path of a TOML file")
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+def _merge(settings: dict[str, Value], overrides: dict[str, Any], source: str) -> None:
+    for key, value in overrides.items():
+        if key not in settings:
+            raise ValueError(f"{source}: {unknown_key_message(key, list(settings))}")
+        if not isinstance(value, str | int | float | bool):
+            raise ValueError(f"{source}: {key} must be one value, got {value!r}")
+        settings[key] = value
+
+
+def _parse(key: str, text: str, settings: dict[str, Value]) -> Value:
+    """Read a value as TOML reads it; text that is a text's value needs no quotes."""
+    if isinstance(settings.get(key), str) and not text.startswith(('"', "'")):
+        return text
+    try:
+        value: Value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the check of the configuration says what was expected
+    return value

@@ -1,0 +1,95 @@
+"""One simulation: check, choose the engine, show the run, report."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.backbone_source import distribution_root
+from common.config import Config, Value, read_config
+from server.run_directory import RESULT, new_run_directory
+from simulations.report import result_table
+from simulations.settings import resolve
+from simulations.view import RunView
+
+
+class Engine(StrEnum):
+    """Where the clients of a simulation run: in this process, or in Ray's."""
+
+    INLINE = "inline"
+    RAY = "ray"
+
+
+def simulate(
+    words: Sequence[str], engine: Engine, cpus_per_client: int, gpus_per_client: float, console: Console
+) -> Path:
+    """Run one simulation and print its result; return the run directory.
+
+    Raises ValueError for bad input, before anything heavy is loaded, and RuntimeError when the run fails.
+    """
+    run_config = resolve(words)
+    config = read_config(run_config)
+    # Needs the `datasets` library, which takes a second to import; only worth it once the rest is right.
+    from common.partition import partitions_of
+
+    partitions_of(config)
+    directory = new_run_directory(config).resolve()
+    run_config["run-directory"] = str(directory)
+    console.print(
+        f"{config.num_clients} clients, {config.num_rounds} rounds, engine {engine}"
+        + (", all clients in one process with one backbone" if engine == Engine.INLINE else "")
+    )
+    started = time.monotonic()
+    with RunView(console, directory, config.num_rounds, config.num_clients):
+        if engine == Engine.INLINE:
+            _run_inline(run_config, config)
+        else:
+            _run_on_ray(run_config, config, cpus_per_client, gpus_per_client, directory)
+    result = read_result(directory)
+    console.print(result_table(result))
+    console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
+    return directory
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """Read a run's result. Raises RuntimeError when there is none: the run did not end well."""
+    path = directory / RESULT
+    if not path.is_file():
+        raise RuntimeError(f"the run left no result in {directory}: see the logs there for why")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _run_inline(run_config: dict[str, Value], config: Config) -> None:
+    # torch and transformers take seconds to import: only once the input is known to be right.
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.inline import run_inline
+
+    for handler in logging.getLogger("flwr").handlers:
+        handler.setLevel(logging.CRITICAL)  # the view shows the run, run.log keeps the rest
+    run_inline(server_app, client_app, run_config, config.num_clients)
+
+
+def _run_on_ray(
+    run_config: dict[str, Value], config: Config, cpus_per_client: int, gpus_per_client: float, directory: Path
+) -> None:
+    from simulations.flower import run_on_ray
+
+    outcome = run_on_ray(
+        distribution_root(), run_config, config.num_clients, cpus_per_client, gpus_per_client, directory
+    )
+    if outcome.status != "finished:completed":
+        raise RuntimeError(f"Flower says {outcome.status}: {outcome.details or 'no details'} (see {outcome.log_path})")
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

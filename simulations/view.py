@@ -1,0 +1,110 @@
+"""The live view of a run: it reads the run directory as it grows, whatever engine fills it."""
+
+import json
+import threading
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from common.perplexity import AnswerScore, geometric_mean, total
+from server.run_directory import METRICS, ROUNDS
+
+POLL_SECONDS = 0.2
+STEPS = {"backbone": "evaluating the backbone alone", "train": "training", "mixture": "evaluating the mixture"}
+
+
+class _Tail:
+    """Reads the new lines of a file that may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
+
+
+class RunView:
+    """Shows, in a thread of its own, which clients have answered and a line for each round."""
+
+    def __init__(self, console: Console, directory: Path, num_rounds: int, num_clients: int) -> None:
+        self._console = console
+        self._metrics, self._rounds = _Tail(directory / METRICS), _Tail(directory / ROUNDS)
+        self._num_rounds, self._num_clients = num_rounds, num_clients
+        self._answered: dict[tuple[int, str], set[int]] = defaultdict(set)
+        self._backbone: dict[int, AnswerScore] = defaultdict(AnswerScore)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("loading the backbone and the data", total=None)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="run-view", daemon=True)
+
+    def __enter__(self) -> "RunView":
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._progress.stop()
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._update()
+        self._update()
+
+    def _update(self) -> None:
+        for line in self._metrics.new_lines():
+            step = (line["round"], line["phase"])
+            self._answered[step].add(line["client"])
+            if line["phase"] == "backbone":
+                self._backbone[line["client"]] += AnswerScore(line["nll"], line["num_tokens"])
+            self._show_step(*step)
+        for line in self._rounds.new_lines():
+            self._show_round(line)
+
+    def _show_step(self, server_round: int, phase: str) -> None:
+        count = len(self._answered[server_round, phase])
+        where = f"round {server_round} of {self._num_rounds}: " if server_round else ""
+        self._progress.update(
+            self._bar,
+            description=f"{where}{STEPS[phase]}, {count} of {self._num_clients} clients",
+            completed=count,
+            total=self._num_clients,
+        )
+
+    def _show_round(self, line: dict[str, Any]) -> None:
+        if line["round"] == 1:
+            before = geometric_mean(score.perplexity for score in self._backbone.values())
+            self._console.print(
+                f"backbone alone: perplexity {before:.3f}, {total(self._backbone.values()).num_tokens} tokens"
+            )
+        self._console.print(
+            f"round {line['round']} of {self._num_rounds}: loss {line['loss']:.3f}, "
+            f"perplexity {line['perplexity']:.3f}, "
+            f"{line['num_clients_trained']} clients, {line['bytes_down'] / 1e6:.2f} MB down, "
+            f"{line['bytes_up'] / 1e6:.2f} MB up, {line['seconds']:.1f} s"
+        )
+        for phase, failures in line["failed"].items():
+            for client, reason in failures.items():
+                self._console.print(f"  client {client} failed to {phase}: {reason}", style="yellow", markup=False)
