@@ -2,18 +2,17 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from simulations.pretrain import pretrain
+from simulations.pretraining.options import Device, Options, Precision
 from simulations.simulate import Engine, simulate
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-app.command()(pretrain)
 
 
 @app.command("simulate")
@@ -30,6 +29,42 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command()
+def pretrain(
+    output: Annotated[
+        Path, typer.Argument(help="Directory for the model; new, or with --resume an interrupted run's.")
+    ],
+    text: Annotated[
+        str, typer.Option(help='"skills", or a .jsonl or .jsonl.gz file with the field "text".')
+    ] = "skills",
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; default: train one.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Of the new tokenizer; 259: bytes alone.")] = 259,
+    hidden_size: Annotated[int, typer.Option()] = 128,
+    num_layers: Annotated[int, typer.Option()] = 6,
+    num_heads: Annotated[int, typer.Option()] = 4,
+    num_kv_heads: Annotated[int, typer.Option()] = 4,
+    intermediate_size: Annotated[int, typer.Option()] = 384,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of a row, and the model's longest input.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="The highest, after the warm-up.")] = 2e-3,
+    max_tokens: Annotated[int | None, typer.Option(help="Ends the run; the schedule follows the budget.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Ends the run; the schedule follows the budget.")] = None,
+    precision: Annotated[Precision, typer.Option(help="bfloat16: autocast; weights stay float32.")] = Precision.FLOAT32,
+    storage_dtype: Annotated[Precision, typer.Option(help="Of the saved weights.")] = Precision.BFLOAT16,
+    device: Annotated[Device, typer.Option(help="auto: cuda if there is one, else cpu.")] = Device.AUTO,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the weights and the data.")] = 0,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Time between checkpoints.")] = 5.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+) -> None:
+    """Train a small Llama-type language model from text. Ctrl-C leaves a checkpoint for --resume."""
+    options = Options(**locals())
+    # Imports torch and transformers: only once the options are known to be right.
+    from simulations.pretraining.train import train
+
+    train(options)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.packing import IGNORED, Batch, Position
-from simulations.progress import ProgressReport
+from simulations.pretraining.progress import ProgressReport
 
 WARM_UP = 0.05  # share of the budget
 WEIGHT_DECAY = 0.05

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from common.architecture import new_llama
 from common.packing import IGNORED, Position, batches, pack
 from common.tokenizer import train_tokenizer
-from simulations import corpora, pretrain_loop
-from simulations.pretrain import pretrain, train
-from simulations.pretrain_loop import schedule
-from simulations.pretrain_options import Device, Options, Precision
+from simulations.cli import pretrain
+from simulations.pretraining import corpora, loop
+from simulations.pretraining.loop import schedule
+from simulations.pretraining.options import Device, Options, Precision
+from simulations.pretraining.train import train
 
 LENGTH = 32
 
@@ -35,9 +36,9 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def short_validation(monkeypatch):
-    monkeypatch.setattr("simulations.pretrain.VALIDATION_CHARACTERS", 500)
-    monkeypatch.setattr("simulations.pretrain.FINAL_VALIDATION_CHARACTERS", 2000)
-    monkeypatch.setattr("simulations.pretrain.TOKENIZER_SAMPLE_DOCUMENTS", 100)
+    monkeypatch.setattr("simulations.pretraining.train.VALIDATION_CHARACTERS", 500)
+    monkeypatch.setattr("simulations.pretraining.train.FINAL_VALIDATION_CHARACTERS", 2000)
+    monkeypatch.setattr("simulations.pretraining.train.TOKENIZER_SAMPLE_DOCUMENTS", 100)
 
 
 def options(output: Path, **changes: object) -> Options:
@@ -184,12 +185,12 @@ def test_a_new_model_comes_from_its_seed_and_leaves_the_global_generator_alone()
 
 def test_padding_and_the_split_into_batches_do_not_change_the_loss():
     model = tiny_model()
-    loss_sum = pretrain_loop.new_loss(model, torch.device("cpu"), torch.float32, compiled=False)
+    loss_sum = loop.new_loss(model, torch.device("cpu"), torch.float32, compiled=False)
     documents = ["abc", "de", "fghij" * 3]
     means = []
     for batch_size in (1, 3):
         stream = batches(iter(documents), encode, batch_size=batch_size, length=18, pad=2, start=Position())
-        means.append(pretrain_loop.mean_loss(loss_sum, list(stream)))
+        means.append(loop.mean_loss(loss_sum, list(stream)))
     with torch.no_grad():
         rows = [torch.tensor(ids) for ids, _ in pack(encode(documents), 18, pad=2)]
         log_p = [model(input_ids=row[None]).logits[0].double().log_softmax(-1) for row in rows]
@@ -202,7 +203,7 @@ def test_padding_and_the_split_into_batches_do_not_change_the_loss():
 def test_interrupted_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
     train(options(tmp_path / "whole"))
 
-    real = pretrain_loop.Progress.used
+    real = loop.Progress.used
     calls = 0
 
     def used_with_ctrl_c(self, budget):
@@ -213,7 +214,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
         return real(self, budget)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_loop.Progress, "used", used_with_ctrl_c)
+        patch.setattr(loop.Progress, "used", used_with_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             train(options(tmp_path / "cut"))
     assert (tmp_path / "cut" / "checkpoint" / "state.pt").is_file()
@@ -296,7 +297,7 @@ def test_a_continuation_with_other_settings_is_an_error(tmp_path):
     chosen = options(tmp_path)
     model = tiny_model()
     chosen.checkpoint_directory.mkdir()
-    progress = pretrain_loop.Progress(model, pretrain_loop.new_optimizer(model, 1e-2))
+    progress = loop.Progress(model, loop.new_optimizer(model, 1e-2))
     progress.save(chosen.checkpoint_file, chosen.settings())
     with pytest.raises(ValueError, match="unfinished run: pass resume"):
         options(tmp_path)

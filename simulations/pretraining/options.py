@@ -5,10 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import torch
-
-from simulations.corpora import check_corpus
-from simulations.pretrain_loop import Budget
+from simulations.pretraining.corpora import check_corpus
 
 POSITIVE = ("sequence_length", "batch_size", "learning_rate", "max_tokens", "max_minutes", "checkpoint_minutes")
 FREE_ON_RESUME = {
@@ -27,20 +24,11 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self is Precision.BFLOAT16 else torch.float32
-
 
 class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
-
-    @property
-    def device(self) -> torch.device:
-        use_cuda = self is Device.CUDA or (self is Device.AUTO and torch.cuda.is_available())
-        return torch.device("cuda" if use_cuda else "cpu")
 
 
 @dataclass(frozen=True)
@@ -76,8 +64,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name.replace('_', '-')} must be above 0 and finite, got {value}: change it")
-        if self.device is Device.CUDA and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but torch finds no CUDA device: pass cpu or auto")
         if self.resume and not self.checkpoint_file.is_file():
             raise ValueError(f"{self.output} holds no checkpoint to continue: leave out resume")
         if not self.resume and self.output.exists():
@@ -94,10 +80,6 @@ class Options:
     @property
     def checkpoint_file(self) -> Path:
         return self.checkpoint_directory / "state.pt"
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.max_tokens, None if self.max_minutes is None else 60 * self.max_minutes)
 
     def plain(self) -> dict[str, object]:
         """Return the options as strings and numbers."""

@@ -1,0 +1,1 @@
+"""`fedmops pretrain`: a small Llama-type language model from text, to serve as a backbone."""
