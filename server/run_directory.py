@@ -20,7 +20,8 @@ from common.wire import TrainReply
 
 VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "flwr-datasets", "numpy")
 
-METRICS, ROUNDS, RESULT = "metrics.jsonl", "rounds.jsonl", "result.json"
+CONFIG, VERSIONS, RESULT = "config.json", "versions.json", "result.json"
+METRICS, ROUNDS = "metrics.jsonl", "rounds.jsonl"
 MIXTURE, CARD = "mixture.safetensors", "mixture.json"
 
 
@@ -40,8 +41,8 @@ class RunDirectory:
         if (path / METRICS).exists():
             raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
         self.path = path
-        self._write_json("config.json", {kebab(key): value for key, value in asdict(config).items()})
-        self._write_json("versions.json", {name: version(name) for name in VERSIONED} | {"commit": _commit()})
+        self._write_json(CONFIG, {kebab(key): value for key, value in asdict(config).items()})
+        self._write_json(VERSIONS, {name: version(name) for name in VERSIONED} | {"commit": _commit()})
         for name in (METRICS, ROUNDS):
             (path / name).touch()
 

@@ -83,3 +83,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         errors.print("stopped; what was done so far is in the run directory", style="yellow")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
