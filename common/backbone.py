@@ -1,6 +1,7 @@
 """The backbone: a frozen, quantized language model, loaded once per process."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +61,10 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16
+
+
+# On a CPU it warns that the optional package `kernels`, which would repack 4-bit weights for inference, is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import datasets
-from flwr_datasets.partitioner import DirichletPartitioner, NaturalIdPartitioner, Partitioner
+from flwr_datasets.partitioner import DirichletPartitioner, Partitioner
 
 from common.config import Config
 from common.data import load_examples
@@ -46,25 +46,41 @@ def partition(
     """Deal examples out to clients, by task or by Dirichlet(alpha) over the tasks; every example has one owner."""
     shuffled = list(examples)
     random.Random(f"{seed}/partition").shuffle(shuffled)
-    rows = {"index": list(range(len(shuffled))), "task": [example.task for example in shuffled]}
+    partitioner: Partitioner
     if method == "dirichlet":
-        partitioner: Partitioner = DirichletPartitioner(
+        partitioner = DirichletPartitioner(
             num_partitions=num_clients, partition_by="task", alpha=alpha, min_partition_size=1, seed=seed
         )
     else:
-        rows["owner"] = _owners_by_task(shuffled, num_clients, seed)
-        partitioner = NaturalIdPartitioner(partition_by="owner")
+        partitioner = OwnerPartitioner(_owners_by_task(shuffled, num_clients, seed), num_clients)
+    rows = {"index": list(range(len(shuffled))), "task": [example.task for example in shuffled]}
     partitioner.dataset = datasets.Dataset.from_dict(rows)
     try:
-        parts = [partitioner.load_partition(index) for index in range(partitioner.num_partitions)]
+        parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
     except ValueError as error:
         raise ValueError(
             f"dirichlet-alpha {alpha} leaves some of {num_clients} clients without examples: raise it ({error})"
         ) from None
-    if method == "by-task":
-        by_owner = {part["owner"][0]: part for part in parts}
-        parts = [by_owner.get(client, {"index": []}) for client in range(num_clients)]
-    return tuple(tuple(shuffled[index] for index in part["index"]) for part in parts)
+    return tuple(tuple(shuffled[index] for index in part) for part in parts)
+
+
+class OwnerPartitioner(Partitioner):  # type: ignore[misc]
+    """A partitioner of flwr-datasets that is told the owner of every row."""
+
+    def __init__(self, owners: Sequence[int], num_partitions: int) -> None:
+        super().__init__()
+        self._rows: list[list[int]] = [[] for _ in range(num_partitions)]
+        for row, owner in enumerate(owners):
+            self._rows[owner].append(row)
+
+    @property
+    def num_partitions(self) -> int:
+        """Number of owners, those without rows included."""
+        return len(self._rows)
+
+    def load_partition(self, partition_id: int) -> datasets.Dataset:
+        """Return the rows of one owner."""
+        return self.dataset.select(self._rows[partition_id])
 
 
 def _owners_by_task(examples: Sequence[Example], num_clients: int, seed: int) -> list[int]:

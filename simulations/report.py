@@ -4,6 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
+MAX_NAMED_TASKS = 6
+
 
 def result_table(result: dict[str, Any]) -> Table:
     """Set each client's perplexity with the mixture beside the backbone's, from a run's result.json."""
@@ -15,7 +17,7 @@ def result_table(result: dict[str, Any]) -> Table:
     for row in result["clients"]:
         table.add_row(
             str(row["client"]),
-            ", ".join(row["tasks"]),
+            ", ".join(row["tasks"]) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
         )
