@@ -5,6 +5,7 @@ serves every architecture that uses it: prompts never enter the KV cache and shi
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -130,10 +131,12 @@ def probe_kv_shapes(backbone: Backbone, first_layer: int) -> dict[int, tuple[int
 
     Raises ValueError when a layer's attention does not pass through transformers' attention interface.
     """
-    return {layer: shape for layer, (_, shape) in _probe(backbone, first_layer).items()}
+    return {layer: shape for layer, (_, shape) in _attentions(backbone).items() if layer >= first_layer}
 
 
-def _probe(backbone: Backbone, first_layer: int) -> dict[int, tuple[nn.Module, tuple[int, int, int]]]:
+@lru_cache(maxsize=1)
+def _attentions(backbone: Backbone) -> dict[int, tuple[nn.Module, tuple[int, int, int]]]:
+    """Find each layer's attention module and its (kv heads, key size, value size), by a forward of one token."""
     seen: dict[nn.Module, tuple[int, int, int]] = {}
 
     def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
@@ -149,8 +152,8 @@ def _probe(backbone: Backbone, first_layer: int) -> dict[int, tuple[nn.Module, t
         AttentionInterface.register(ATTENTION, _attention)
     found = {}
     layers = decoder_layers(backbone.model, backbone.num_layers)
-    for index in range(first_layer, len(layers)):
-        attentions = [module for module in layers[index].modules() if module in seen]
+    for index, layer in enumerate(layers):
+        attentions = [module for module in layer.modules() if module in seen]
         if not attentions:
             raise ValueError(
                 f"{type(backbone.model).__name__} does not pass its attention through transformers' interface "
@@ -203,9 +206,10 @@ class PromptedBackbone:
         self._current = _Pass()
         self._input_mask: Tensor | None = None
         self.gate_input: Tensor | None = None  # [batch, hidden], of the latest pass
-        self._attentions = [module for module, _ in _probe(backbone, self.injection_layer).values()]
+        attentions = _attentions(backbone)
         layers = decoder_layers(backbone.model, backbone.num_layers)
-        for module, layer in zip(self._attentions, sorted(mixture.shape.kv_shapes), strict=True):
+        self._attentions = [attentions[layer][0] for layer in mixture.shape.kv_shapes]
+        for layer, module in zip(mixture.shape.kv_shapes, self._attentions, strict=True):
             module.__dict__["prompts"] = _LayerPrompts(
                 mixture.pool.keys[str(layer)], mixture.pool.values[str(layer)], self._current
             )

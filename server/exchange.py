@@ -45,7 +45,7 @@ def exchange(
     sent = {client: Message(content, dst_node_id=node, message_type=message_type) for client, node in nodes.items()}
     result: Exchanged[Reply] = Exchanged(bytes_down=message_bytes(content) * len(sent))
     deadline = time.monotonic() + timeout_seconds
-    grid.push_messages(sent.values())
+    grid.push_messages(list(sent.values()))
     # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
     waiting = {message.metadata.message_id: client for client, message in sent.items()}
 

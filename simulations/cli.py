@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 
@@ -73,7 +74,10 @@ def main() -> None:
     # A polite kill must tear down what a run started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except ValueError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(2)
@@ -81,8 +85,9 @@ def main() -> None:
         errors.print(f"failed: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped; what was done so far is in the run directory", style="yellow")
+        errors.print("stopped", style="yellow")
         sys.exit(130)
+    sys.exit(code)  # what typer.Exit was raised with, else nothing
 
 
 if __name__ == "__main__":

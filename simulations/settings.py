@@ -8,6 +8,8 @@ from typing import Any
 from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
+GATE_KEYS = {"gate-hidden-size", "temperature", "pretrain-gate", "gate-learning-rate", "balance-weight"}
+
 
 def presets() -> dict[str, Path]:
     """Return the presets by name: the TOML files of this directory."""
@@ -26,11 +28,23 @@ def resolve(words: Sequence[str]) -> dict[str, Value]:
         raise ValueError(f"expected one preset or TOML file, got {' and '.join(named)}: name one, then key=value words")
     for name in named:
         _merge(settings, _read_preset(name), name)
+    spoken = set()
     for word in words:
         key, separator, text = word.partition("=")
         if separator:
             _merge(settings, {key: _parse(key, text, settings)}, "the command line")
+            spoken.add(key)
+    _check_effect(spoken, settings)
     return settings
+
+
+def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
+    """Raise ValueError for a key on the command line that another setting makes void."""
+    if "dirichlet-alpha" in spoken and settings["partition"] != "dirichlet":
+        raise ValueError("dirichlet-alpha has no effect on partition=by-task: add partition=dirichlet or leave it out")
+    void = sorted(spoken & GATE_KEYS) if settings["num-experts"] == 1 else []
+    if void:
+        raise ValueError(f"{void[0]} has no effect on one expert, which has no gate: raise num-experts or leave it out")
 
 
 def _read_preset(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -38,6 +39,10 @@ def simulate(
     from common.partition import partitions_of
 
     partitions_of(config)
+    if engine == Engine.RAY:
+        _check_resources(cpus_per_client)
+    elif cpus_per_client != 1 or gpus_per_client:
+        raise ValueError("cpus-per-client and gpus-per-client are for --engine ray: leave them out or choose it")
     directory = new_run_directory(config).resolve()
     run_config["run-directory"] = str(directory)
     console.print(
@@ -45,15 +50,27 @@ def simulate(
         + (", all clients in one process with one backbone" if engine == Engine.INLINE else "")
     )
     started = time.monotonic()
-    with RunView(console, directory, config.num_rounds, config.num_clients):
-        if engine == Engine.INLINE:
-            _run_inline(run_config, config)
-        else:
-            _run_on_ray(run_config, config, cpus_per_client, gpus_per_client, directory)
+    try:
+        with RunView(console, directory, config.num_rounds, config.num_clients):
+            if engine == Engine.INLINE:
+                _run_inline(run_config, config)
+            else:
+                _run_on_ray(run_config, config, cpus_per_client, gpus_per_client, directory)
+    except KeyboardInterrupt:
+        if directory.exists():
+            console.print(f"what was done so far is in {_short(directory)}", soft_wrap=True)
+        raise
     result = read_result(directory)
     console.print(result_table(result))
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
     return directory
+
+
+def _check_resources(cpus_per_client: int) -> None:
+    if cpus_per_client > (available := os.cpu_count() or 1):
+        raise ValueError(
+            f"cpus-per-client must be at most {available}, the cores of this machine, got {cpus_per_client}"
+        )
 
 
 def read_result(directory: Path) -> dict[str, Any]:
