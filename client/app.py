@@ -5,7 +5,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.evaluator import evaluate
-from client.gate_statistics import gate_sums
+from client.gate_statistics import gate_inputs, second_moments, sums_by_task
 from client.partition_data import PartitionData, load_partition_data
 from client.trainer import TrainSettings, train
 from common.backbone import Backbone, load_backbone
@@ -13,10 +13,13 @@ from common.config import Config, read_config
 from common.injection import PromptedBackbone, injection_layer, probe_kv_shapes
 from common.mixture import Mixture
 from common.mixture_arrays import Arrays, MixtureShape
+from common.projection import projection
 from common.wire import (
+    MOMENTS,
     PREPARE,
     PrepareReply,
     TrainReply,
+    pack_moments,
     pack_prepare_reply,
     pack_scores,
     pack_train_reply,
@@ -31,7 +34,7 @@ def on_prepare(message: Message, context: Context) -> Message:
     """Tell the backbone's fingerprint and shapes, the gate's sums, and the scores of the backbone alone."""
     config, partition, backbone, data = _open(context)
     layer = injection_layer(backbone, config.injection_layer)
-    sums = gate_sums(backbone, layer, data.train.examples, data.train.tokenized)
+    sums = sums_by_task(gate_inputs(backbone, layer, data.train.tokenized), data.train.examples)
     reply = PrepareReply(
         partition=partition,
         fingerprint=backbone.fingerprint,
@@ -45,6 +48,18 @@ def on_prepare(message: Message, context: Context) -> Message:
         scores=evaluate(backbone, data.evaluation.examples, data.evaluation.tokenized),
     )
     return Message(pack_prepare_reply(reply), reply_to=message)
+
+
+@app.query(MOMENTS)
+def on_moments(message: Message, context: Context) -> Message:
+    """Tell the second moments of the gate's input, standardised by the statistics of all clients."""
+    config, _, backbone, data = _open(context)
+    _, statistics = read_instruction(message.content)
+    inputs = gate_inputs(backbone, injection_layer(backbone, config.injection_layer), data.train.tokenized)
+    moments = second_moments(
+        inputs, statistics["gate.mean"], statistics["gate.scale"], projection(backbone.hidden_size, config.seed)
+    )
+    return Message(pack_moments(moments), reply_to=message)
 
 
 @app.train()

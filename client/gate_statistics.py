@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from client.evaluator import EVALUATION_BATCH_SIZE
@@ -27,24 +28,36 @@ class GateSums:
 
 
 @torch.no_grad()
-def gate_sums(
-    backbone: Backbone, layer: int, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]
-) -> GateSums:
-    """Run the layers below `layer` and add up the gate's input by task."""
-    domains = {example.task: example.domain for example in examples}
-    tasks = sorted(domains)
-    row = {task: index for index, task in enumerate(tasks)}
-    counts = np.zeros(len(tasks))
-    sums = np.zeros((len(tasks), backbone.hidden_size))
-    squares = np.zeros_like(sums)
+def gate_inputs(
+    backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]
+) -> Float[np.ndarray, "examples hidden"]:
+    """Run the layers below `layer`; return what the gate reads of each example, in their order."""
+    inputs = np.zeros((len(tokenized), backbone.hidden_size))
     padding = pad_id(backbone.tokenizer)
     for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
         batch = collate([tokenized[index] for index in indices], padding, backbone.device)
-        inputs = mean_over_input(
-            hidden_at(backbone, layer, batch.input_ids, batch.attention_mask), batch.input_mask
-        ).double()
-        rows = [row[examples[index].task] for index in indices]
-        np.add.at(counts, rows, 1.0)
-        np.add.at(sums, rows, inputs.cpu().numpy())
-        np.add.at(squares, rows, inputs.square().cpu().numpy())
-    return GateSums(tasks, [domains[task] for task in tasks], counts, sums, squares)
+        hidden = hidden_at(backbone, layer, batch.input_ids, batch.attention_mask)
+        inputs[indices] = mean_over_input(hidden, batch.input_mask).cpu().numpy()
+    return inputs
+
+
+def sums_by_task(inputs: Float[np.ndarray, "examples hidden"], examples: Sequence[Example]) -> GateSums:
+    """Add up the gate's inputs, and their squares, by task."""
+    domains = {example.task: example.domain for example in examples}
+    tasks = sorted(domains)
+    is_of_task = np.array([[example.task == task for example in examples] for task in tasks], dtype=np.float64)
+    return GateSums(
+        tasks, [domains[task] for task in tasks], is_of_task.sum(axis=1), is_of_task @ inputs, is_of_task @ inputs**2
+    )
+
+
+def second_moments(
+    inputs: Float[np.ndarray, "examples hidden"],
+    mean: Float[np.ndarray, " hidden"],
+    scale: Float[np.ndarray, " hidden"],
+    projection: Float[np.ndarray, "features hidden"],
+) -> Float[np.ndarray, "features features"]:
+    """Sum the outer products of the standardised, projected inputs, in float32."""
+    projected = ((inputs - mean) / scale) @ projection.T
+    moments: NDArray[np.float32] = (projected.T @ projected).astype(np.float32)
+    return moments

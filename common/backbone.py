@@ -7,6 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+# At its import it warns that the optional package `kernels`, which would repack 4-bit weights on a CPU, is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# ruff: noqa: E402
 import bitsandbytes
 import torch
 from torch import nn
@@ -61,10 +65,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16
-
-
-# On a CPU it warns that the optional package `kernels`, which would repack 4-bit weights for inference, is missing.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @lru_cache(maxsize=1)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
 
-# The first exchange, before round 1; Flower names the others "train" and "evaluate".
-PREPARE = "prepare"
+# The two exchanges before round 1; Flower names the others "train" and "evaluate".
+PREPARE, MOMENTS = "prepare", "moments"
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,19 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
         squares=statistics["squares"].numpy(),
         scores=unpack_scores(content),
     )
+
+
+def pack_moments(moments: NDArray[np.float32]) -> RecordDict:
+    """Build the reply to the second exchange: second moments `[features, features]` of the gate's input."""
+    return RecordDict({"statistics": pack_arrays({"moments": moments})})
+
+
+def unpack_moments(content: RecordDict) -> NDArray[np.float64]:
+    """Read second moments. Raises KeyError or ValueError for malformed ones."""
+    moments = content.array_records["statistics"]["moments"].numpy().astype(np.float64)
+    if moments.ndim != 2 or moments.shape[0] != moments.shape[1] or not np.isfinite(moments).all():
+        raise ValueError(f"the moments are not a finite square matrix, but {list(moments.shape)}")
+    return moments
 
 
 def _number(value: object) -> float:

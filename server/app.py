@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         timeout_seconds=config.round_timeout_seconds,
         fingerprint=replies[0].fingerprint,
     )
-    _, scores = strategy.run(grid, first_mixture(config, shape, replies), config.num_rounds, directory)
+    _, scores = strategy.run(grid, first_mixture(grid, config, shape, prepared), config.num_rounds, directory)
     directory.finish(result({client: reply for client, (_, reply) in prepared.items()}, scores))
     log.info("results are in %s", directory.path)
 

@@ -2,15 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.config import Config
-from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
-from common.wire import PREPARE, PrepareReply, instruction, unpack_prepare_reply
+from common.mixture_arrays import GATE_STATISTICS, Arrays, MixtureShape, initial_arrays
+from common.projection import projection
+from common.wire import MOMENTS, PREPARE, PrepareReply, instruction, unpack_moments, unpack_prepare_reply
 from server.exchange import exchange
 from server.gate_fit import fit_gate, standardise, sum_statistics
 from server.run_directory import RunDirectory
@@ -73,14 +74,31 @@ def mixture_shape(config: Config, reply: PrepareReply) -> MixtureShape:
     )
 
 
-def first_mixture(config: Config, shape: MixtureShape, replies: Sequence[PrepareReply]) -> Arrays:
-    """Draw the mixture's first values; standardise its gate's input and pre-train the gate."""
+def first_mixture(
+    grid: Grid, config: Config, shape: MixtureShape, prepared: Mapping[int, tuple[int, PrepareReply]]
+) -> Arrays:
+    """Draw the mixture's first values; standardise its gate's input; pre-train the gate on the clients' moments."""
     rng = np.random.default_rng(config.seed)
     arrays = initial_arrays(shape, rng)
     if shape.num_experts == 1:
         return arrays
-    statistics = sum_statistics(replies)
-    arrays = standardise(arrays, statistics)
-    if config.pretrain_gate:
-        arrays = fit_gate(arrays, shape, statistics, config.temperature, rng)
-    return arrays
+    arrays = standardise(arrays, sum_statistics([reply for _, reply in prepared.values()]))
+    if not config.pretrain_gate:
+        return arrays
+    exchanged = exchange(
+        grid,
+        f"query.{MOMENTS}",
+        instruction(0, {name: arrays[name] for name in GATE_STATISTICS}),
+        {client: node for client, (node, _) in prepared.items()},
+        config.round_timeout_seconds,
+        unpack_moments,
+        lambda client, moments: None,
+    )
+    if not exchanged.replies:
+        raise RuntimeError(f"no client sent its moments: {next(iter(exchanged.failures.values()))}")
+    # A client that fell silent between the two exchanges counts in neither of the sums that the fit compares.
+    statistics = sum_statistics([prepared[client][1] for client in exchanged.replies])
+    moments = np.sum(list(exchanged.replies.values()), axis=0)
+    return fit_gate(
+        arrays, shape, statistics, moments, projection(shape.hidden_size, config.seed), config.temperature, rng
+    )
