@@ -1,8 +1,11 @@
 """The ClientApp: reads messages, calls trainer and evaluator, replies."""
 
+from functools import lru_cache
+
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from jaxtyping import Float
 
 from client.evaluator import evaluate
 from client.gate_statistics import gate_inputs, second_moments, sums_by_task
@@ -34,7 +37,7 @@ def on_prepare(message: Message, context: Context) -> Message:
     """Tell the backbone's fingerprint and shapes, the gate's sums, and the scores of the backbone alone."""
     config, partition, backbone, data = _open(context)
     layer = injection_layer(backbone, config.injection_layer)
-    sums = sums_by_task(gate_inputs(backbone, layer, data.train.tokenized), data.train.examples)
+    sums = sums_by_task(_gate_inputs(config, partition, backbone), data.train.examples)
     reply = PrepareReply(
         partition=partition,
         fingerprint=backbone.fingerprint,
@@ -53,9 +56,9 @@ def on_prepare(message: Message, context: Context) -> Message:
 @app.query(MOMENTS)
 def on_moments(message: Message, context: Context) -> Message:
     """Tell the second moments of the gate's input, standardised by the statistics of all clients."""
-    config, _, backbone, data = _open(context)
+    config, partition, backbone, _ = _open(context)
     _, statistics = read_instruction(message.content)
-    inputs = gate_inputs(backbone, injection_layer(backbone, config.injection_layer), data.train.tokenized)
+    inputs = _gate_inputs(config, partition, backbone)
     moments = second_moments(
         inputs, statistics["gate.mean"], statistics["gate.scale"], projection(backbone.hidden_size, config.seed)
     )
@@ -110,6 +113,13 @@ def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
         )
     backbone = load_backbone(config.backbone, config.quantization, config.device)
     return config, partition, backbone, load_partition_data(config, partition, backbone)
+
+
+# Both exchanges before round 1 read them. 4 bytes x hidden size an example; a simulation of more clients computes anew.
+@lru_cache(maxsize=64)
+def _gate_inputs(config: Config, partition: int, backbone: Backbone) -> Float[np.ndarray, "examples hidden"]:
+    data = load_partition_data(config, partition, backbone)
+    return gate_inputs(backbone, injection_layer(backbone, config.injection_layer), data.train.tokenized)
 
 
 def _prompted(config: Config, backbone: Backbone, arrays: Arrays) -> PromptedBackbone:

@@ -32,7 +32,7 @@ def gate_inputs(
     backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]
 ) -> Float[np.ndarray, "examples hidden"]:
     """Run the layers below `layer`; return what the gate reads of each example, in their order."""
-    inputs = np.zeros((len(tokenized), backbone.hidden_size))
+    inputs = np.zeros((len(tokenized), backbone.hidden_size), dtype=np.float32)
     padding = pad_id(backbone.tokenizer)
     for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
         batch = collate([tokenized[index] for index in indices], padding, backbone.device)
@@ -45,6 +45,7 @@ def sums_by_task(inputs: Float[np.ndarray, "examples hidden"], examples: Sequenc
     """Add up the gate's inputs, and their squares, by task."""
     domains = {example.task: example.domain for example in examples}
     tasks = sorted(domains)
+    inputs = inputs.astype(np.float64)
     is_of_task = np.array([[example.task == task for example in examples] for task in tasks], dtype=np.float64)
     return GateSums(
         tasks, [domains[task] for task in tasks], is_of_task.sum(axis=1), is_of_task @ inputs, is_of_task @ inputs**2

@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import read_config
+from common.config import Config, read_config
 from common.mixture_arrays import num_parameters
 from common.perplexity import geometric_mean, total
 from common.wire import PrepareReply
@@ -29,12 +29,20 @@ def main(grid: Grid, context: Context) -> None:
     nodes = wait_for_nodes(grid, config.num_clients, CONNECT_SECONDS)
     directory = RunDirectory(new_run_directory(config), config)
     try:
+        federate(grid, nodes, config, directory)
+    finally:
+        directory.close()
+
+
+def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirectory) -> None:
+    """Prepare clients and mixture, run the rounds, write the result."""
+    try:
         prepared = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
     except RuntimeError:
         directory.discard()
         raise
-    replies = [reply for _, reply in prepared.values()]
-    shape = mixture_shape(config, replies[0])
+    first = next(iter(prepared.values()))[1]
+    shape = mixture_shape(config, first)
     log.info("%d clients; a mixture of %d parameters", len(prepared), num_parameters(shape))
     strategy = MixtureStrategy(
         shape=shape,
@@ -42,9 +50,10 @@ def main(grid: Grid, context: Context) -> None:
         client_fraction=config.client_fraction,
         seed=config.seed,
         timeout_seconds=config.round_timeout_seconds,
-        fingerprint=replies[0].fingerprint,
+        fingerprint=first.fingerprint,
     )
-    _, scores = strategy.run(grid, first_mixture(grid, config, shape, prepared), config.num_rounds, directory)
+    arrays = first_mixture(grid, config, shape, prepared)
+    _, scores = strategy.run(grid, arrays, config.num_rounds, directory)
     directory.finish(result({client: reply for client, (_, reply) in prepared.items()}, scores))
     log.info("results are in %s", directory.path)
 

@@ -72,6 +72,14 @@ def exchange(
             time.sleep(POLL_SECONDS)
     for client in waiting.values():
         fail(client, f"no reply within {timeout_seconds:g} s")
+    log.info(
+        "%s: %d of %d clients replied; %d bytes down to each, %d bytes up in all",
+        message_type,
+        len(result.replies),
+        len(sent),
+        message_bytes(content),
+        result.bytes_up,
+    )
     # Sums must not depend on who was first.
     result.replies = dict(sorted(result.replies.items()))
     result.failures = dict(sorted(result.failures.items()))

@@ -1,8 +1,8 @@
 """The run directory: all that a run leaves behind, written as it goes so that nothing is lost when it is stopped."""
 
 import json
+import logging
 import os
-import shutil
 import subprocess
 import time
 from dataclasses import asdict
@@ -18,10 +18,13 @@ from common.mixture_arrays import Arrays, MixtureShape, num_parameters
 from common.perplexity import AnswerScore
 from common.wire import TrainReply
 
+# A child of Flower's logger, so that `flwr run --stream` shows it.
+logger = logging.getLogger("flwr.fedmops")
+
 VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "flwr-datasets", "numpy")
 
 CONFIG, VERSIONS, RESULT = "config.json", "versions.json", "result.json"
-METRICS, ROUNDS = "metrics.jsonl", "rounds.jsonl"
+METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
 MIXTURE, CARD = "mixture.safetensors", "mixture.json"
 
 
@@ -45,6 +48,10 @@ class RunDirectory:
         self._write_json(VERSIONS, {name: version(name) for name in VERSIONED} | {"commit": _commit()})
         for name in (METRICS, ROUNDS):
             (path / name).touch()
+        self._log = logging.FileHandler(path / LOG, encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._log)
 
     def add_scores(self, server_round: int, phase: str, client: int, scores: dict[str, AnswerScore]) -> None:
         """Append a client's scores, a line per task."""
@@ -87,9 +94,18 @@ class RunDirectory:
         """Write the result: there is one only if the run ended well."""
         self._write_json(RESULT, figures)
 
+    def close(self) -> None:
+        """Stop logging to the directory."""
+        logger.removeHandler(self._log)
+        self._log.close()
+
     def discard(self) -> None:
-        """Remove the directory of a run that never began."""
-        shutil.rmtree(self.path)
+        """Remove the directory of a run that never began, unless something else is in it."""
+        self.close()
+        for name in (CONFIG, VERSIONS, METRICS, ROUNDS, LOG):
+            (self.path / name).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
