@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.mixture_arrays import Arrays, MixtureShape
@@ -74,7 +74,7 @@ class Mixture(nn.Module):
 
 
 def mean_over_input(
-    hidden: Float[Tensor, "batch seq hidden"], input_mask: Float[Tensor, "batch seq"]
+    hidden: Float[Tensor, "batch seq hidden"], input_mask: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch hidden"]:
     """Average hidden states over the instruction and input tokens: the gate's input, in float32.
 

@@ -1,6 +1,7 @@
 """Who owns which examples. A partition is what one client owns: its training and its evaluation examples."""
 
 import random
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -56,7 +57,9 @@ def partition(
     rows = {"index": list(range(len(shuffled))), "task": [example.task for example in shuffled]}
     partitioner.dataset = datasets.Dataset.from_dict(rows)
     try:
-        parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Dirichlet warns at every attempt; the error says it once
+            parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
     except ValueError as error:
         raise ValueError(
             f"dirichlet-alpha {alpha} leaves some of {num_clients} clients without examples: raise it ({error})"

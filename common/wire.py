@@ -127,7 +127,7 @@ def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
     if not scores:
         raise ValueError("there are no scores")
     for name, score in scores.items():
-        if not math.isfinite(score.nll) or score.num_tokens < 1 or score.num_characters < 0:
+        if not 0 <= score.nll < math.inf or min(score.num_tokens, score.num_characters, score.num_examples) < 1:
             raise ValueError(f"the score of task {name!r} is {score}")
     return scores
 

@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 from common.mixture_arrays import Arrays, is_expertwise
 from common.wire import TrainReply
 
+# An expert that got less mass from all clients was used by nobody; dividing by it would lose its digits.
+SMALLEST_WEIGHT = 1e-12
+
 
 class UsageWeightedMean:
     """The mean of updates in which an expert counts by the gate mass that a client's examples gave it.
@@ -38,7 +41,7 @@ class UsageWeightedMean:
         merged = dict(arrays)
         for name, weighted in self._sums.items():
             weight = np.broadcast_to(_weight(name, weighted.ndim, self.usage, self._num_examples), weighted.shape)
-            mean = np.divide(weighted, weight, out=arrays[name].astype(np.float64), where=weight > 0)
+            mean = np.divide(weighted, weight, out=arrays[name].astype(np.float64), where=weight > SMALLEST_WEIGHT)
             merged[name] = mean.astype(np.float32)
         return merged
 

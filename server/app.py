@@ -1,6 +1,7 @@
 """The ServerApp: prepares the clients and the mixture, runs the rounds, leaves a run directory."""
 
 import logging
+import time
 from typing import Any
 
 from flwr.app import Context
@@ -36,32 +37,46 @@ def main(grid: Grid, context: Context) -> None:
 
 def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirectory) -> None:
     """Prepare clients and mixture, run the rounds, write the result."""
+    started = time.monotonic()
     try:
-        prepared = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
+        preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
+        first = next(iter(preparation.replies.values()))
+        shape = mixture_shape(config, first)
+        arrays = first_mixture(grid, config, shape, preparation)
     except RuntimeError:
         directory.discard()
         raise
-    first = next(iter(prepared.values()))[1]
-    shape = mixture_shape(config, first)
-    log.info("%d clients; a mixture of %d parameters", len(prepared), num_parameters(shape))
+    log.info("%d clients; a mixture of %d parameters", len(preparation.nodes), num_parameters(shape))
+    clients = [total(reply.scores.values()) for reply in preparation.replies.values()]
+    directory.add_round(
+        {
+            "round": 0,
+            "perplexity": geometric_mean(client.perplexity for client in clients),
+            "bits_per_character": total(clients).bits_per_character,
+            "num_clients_evaluated": len(clients),
+            "failed": preparation.failed,
+            "bytes_down": preparation.bytes_down,
+            "bytes_up": preparation.bytes_up,
+            "seconds": time.monotonic() - started,
+        }
+    )
     strategy = MixtureStrategy(
         shape=shape,
-        nodes={client: node for client, (node, _) in prepared.items()},
+        nodes=preparation.nodes,
         client_fraction=config.client_fraction,
         seed=config.seed,
         timeout_seconds=config.round_timeout_seconds,
         fingerprint=first.fingerprint,
     )
-    arrays = first_mixture(grid, config, shape, prepared)
     _, scores = strategy.run(grid, arrays, config.num_rounds, directory)
-    directory.finish(result({client: reply for client, (_, reply) in prepared.items()}, scores))
+    directory.finish(result(preparation.replies, scores))
     log.info("results are in %s", directory.path)
 
 
-def result(prepared: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
+def result(replies: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
     """Set every client's perplexity with the mixture beside the backbone's; a client without last scores has none."""
     clients = []
-    for client, reply in prepared.items():
+    for client, reply in replies.items():
         before = total(reply.scores.values())
         row: dict[str, Any] = {
             "client": client,

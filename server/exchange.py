@@ -14,6 +14,7 @@ from common.wire import message_bytes
 log = logging.getLogger("flwr.fedmops")
 
 POLL_SECONDS = 0.1
+MAX_REASON_CHARACTERS = 300
 Reply = TypeVar("Reply")
 
 
@@ -35,12 +36,13 @@ def exchange(
     timeout_seconds: float,
     read: Callable[[RecordDict], Reply],
     on_reply: Callable[[int, Reply], None],
+    who: str = "client",
 ) -> Exchanged[Reply]:
     """Send `content` to `nodes` (client -> node id) and read the replies.
 
-    `read` turns a reply's content into what is wanted and raises KeyError, TypeError or ValueError for one that is not
-    right; such a reply, an error reply and a silent node are failures, each named in the log with its reason.
-    `on_reply(client, reply)` is called for every right one as it comes.
+    `read` turns a reply's content into what is wanted and raises for one that is not right; such a reply, an error
+    reply and a silent node are failures, each named in the log with its reason. `on_reply(client, reply)` is called for
+    every right one as it comes. `who` is the word for the keys of `nodes`.
     """
     sent = {client: Message(content, dst_node_id=node, message_type=message_type) for client, node in nodes.items()}
     result: Exchanged[Reply] = Exchanged(bytes_down=message_bytes(content) * len(sent))
@@ -51,20 +53,20 @@ def exchange(
 
     def fail(client: int, reason: str) -> None:
         result.failures[client] = reason
-        log.warning("client %d failed to %s: %s", client, message_type, reason)
+        log.warning("%s %d failed to %s: %s", who, client, message_type, reason)
 
     while waiting and time.monotonic() < deadline:
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             client = waiting.pop(message.metadata.reply_to_message_id)
             if message.has_error():
-                fail(client, _last_line(message.error.reason))
+                fail(client, _in_one_line(message.error.reason))
                 continue
             result.bytes_up += message_bytes(message.content)
             try:
                 reply = read(message.content)
-            except (KeyError, TypeError, ValueError) as error:
-                fail(client, f"reply rejected: {error}" if str(error) else f"reply rejected: {type(error).__name__}")
+            except Exception as error:  # whatever a client sends, it must not end the run
+                fail(client, f"reply rejected: {_in_one_line(str(error) or type(error).__name__)}")
                 continue
             result.replies[client] = reply
             on_reply(client, reply)
@@ -99,6 +101,6 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float) -> list[i
     return nodes
 
 
-def _last_line(reason: str | None) -> str:
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "an error without a reason"
+def _in_one_line(reason: str | None) -> str:
+    words = " ".join((reason or "").split())
+    return words[:MAX_REASON_CHARACTERS] or "an error without a reason"

@@ -98,7 +98,7 @@ def fit_gate(
     """
     means = statistics.sums / statistics.counts[:, None]
     centres = ((means - arrays["gate.mean"]) / arrays["gate.scale"]) @ projection.T
-    factor = SPREAD * np.linalg.cholesky(covariance_within_tasks(centres, statistics.counts, moments))
+    factor = SPREAD * _root(covariance_within_tasks(centres, statistics.counts, moments))
     targets = expert_of_task(len(statistics.tasks), shape.num_experts)
     gate = {name: arrays[name].astype(np.float64) for name in shape.trainable() if name.startswith("gate.")}
     gate["gate.hidden.weight"] = gate["gate.hidden.weight"] @ projection.T
@@ -116,6 +116,13 @@ def fit_gate(
             gate[name] -= rate * mean / (np.sqrt(second[name] / (1 - ADAM_BETAS[1] ** step)) + ADAM_EPSILON)
     gate["gate.hidden.weight"] = gate["gate.hidden.weight"] @ projection
     return arrays | {name: value.astype(np.float32) for name, value in gate.items()}
+
+
+def _root(covariance: Float) -> Float:
+    """Return a matrix whose product with its transpose is the covariance; what a lying client made negative is 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: Float = vectors * np.sqrt(np.maximum(values, 0.0))
+    return root
 
 
 def covariance_within_tasks(centres: Float, counts: Float, moments: Float) -> Float:

@@ -1,12 +1,14 @@
-"""The check of a client's update before it is merged: the server trusts none."""
+"""The checks of what clients send before it is used: the server trusts none."""
 
 import numpy as np
 
 from common.mixture_arrays import MixtureShape
-from common.wire import TrainReply
+from common.wire import PrepareReply, TrainReply
 
 # Mass that rounding may add to or take from the sum of an update's expert use.
 USAGE_TOLERANCE = 1e-3
+# Trained keys, values and gate weights are around 1; what is far beyond would drown the other clients.
+LARGEST_ROOT_MEAN_SQUARE = 1e3
 
 
 def check_update(update: TrainReply, shape: MixtureShape) -> None:
@@ -24,6 +26,11 @@ def check_update(update: TrainReply, shape: MixtureShape) -> None:
             raise ValueError(f"array {name} has shape {list(array.shape)}, expected {list(expected[name])}")
         if not np.isfinite(array).all():
             raise ValueError(f"array {name} holds values that are not finite")
+        size = float(np.sqrt(np.mean(array.astype(np.float64) ** 2)))
+        if size > LARGEST_ROOT_MEAN_SQUARE:
+            raise ValueError(
+                f"array {name} has root mean square {size:.3g}, expected {LARGEST_ROOT_MEAN_SQUARE:g} at most"
+            )
     if update.num_examples < 1:
         raise ValueError(f"num-examples is {update.num_examples}, expected at least 1")
     if update.usage.shape != (shape.num_experts,):
@@ -34,3 +41,18 @@ def check_update(update: TrainReply, shape: MixtureShape) -> None:
         raise ValueError(f"usage sums to {update.usage.sum():g}, expected num-examples, {update.num_examples}")
     if not np.isfinite(update.loss):
         raise ValueError(f"loss is {update.loss}")
+    if not np.isfinite(update.gate_entropy):
+        raise ValueError(f"gate-entropy is {update.gate_entropy}")
+
+
+def check_prepare_reply(reply: PrepareReply) -> None:
+    """Raise ValueError, naming the thing, unless shapes and values are what the gate's statistics can be."""
+    tasks, hidden = len(reply.tasks), reply.hidden_size
+    if len(reply.domains) != tasks or len(set(reply.tasks)) != tasks:
+        raise ValueError(f"{tasks} tasks with {len(reply.domains)} domains, expected one of each distinct task")
+    for name, shape in (("counts", (tasks,)), ("sums", (tasks, hidden)), ("squares", (tasks, hidden))):
+        array = getattr(reply, name)
+        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite float64 {list(shape)}, got {array.dtype} {list(array.shape)}")
+    if (reply.counts < 1).any():
+        raise ValueError("counts must be at least 1 for every task")

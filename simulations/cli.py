@@ -84,10 +84,7 @@ def main() -> None:
     except (RuntimeError, OSError) as error:
         errors.print(f"failed: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped", style="yellow")
-        sys.exit(130)
-    sys.exit(code)  # what typer.Exit was raised with, else nothing
+    sys.exit(code)  # 130 after Ctrl-C, which typer catches, else nothing
 
 
 if __name__ == "__main__":

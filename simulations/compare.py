@@ -7,6 +7,7 @@ Runs that have a result in DIR are not run again, so an interrupted comparison g
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from statistics import stdev
 from typing import Any
 
 from common.perplexity import geometric_mean
-from server.run_directory import RESULT, VERSIONS
+from server.run_directory import CONFIG, RESULT, VERSIONS
 from simulations.settings import resolve
 from simulations.simulate import read_result
 
@@ -39,13 +40,15 @@ class Run:
 
     def start(self, output: Path, overrides: list[str]) -> None:
         """Run it in a process of its own, on one thread, unless it is there already."""
-        directory = self.directory(output)
+        directory = self.directory(output).resolve()
+        words = [self.preset, *overrides, f"learning-rate={self.rate}", f"seed={self.seed}"]
+        words += [f"eval-split={self.split}", f"run-directory={directory}"]
         if (directory / RESULT).is_file():
+            if json.loads((directory / CONFIG).read_text()) != resolve(words):
+                raise ValueError(f"{directory} holds a run with other settings: choose another --output or remove it")
             return
-        words = [f"learning-rate={self.rate}", f"seed={self.seed}", f"eval-split={self.split}"]
-        command = [sys.executable, "-m", "simulations.cli", "simulate", self.preset, *overrides, *words]
         subprocess.run(
-            [*command, f"run-directory={directory}"],
+            [sys.executable, "-m", "simulations.cli", "simulate", *words],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             check=True,
@@ -81,7 +84,8 @@ def compare(
             "backbone": [result["backbone_perplexity"] for result in results],
             "perplexity": [result["perplexity"] for result in results],
             "num_worse_clients": [
-                sum(row["perplexity"] >= row["backbone_perplexity"] for row in result["clients"]) for result in results
+                sum(row.get("perplexity", math.inf) >= row["backbone_perplexity"] for row in result["clients"])
+                for result in results
             ],
             "versions": json.loads((runs[0].directory(output) / VERSIONS).read_text()),
         }

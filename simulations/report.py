@@ -25,7 +25,7 @@ def result_table(result: dict[str, Any]) -> Table:
     table.add_row(
         "all",
         "geometric mean over clients",
-        str(sum(row["num_examples"] for row in result["clients"])),
+        str(sum(row["num_examples"] for row in result["clients"] if "perplexity" in row)),
         *_before_and_after(result["backbone_perplexity"], result["perplexity"]),
     )
     return table

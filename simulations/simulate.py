@@ -13,7 +13,7 @@ from rich.console import Console
 
 from common.backbone_source import distribution_root
 from common.config import Config, Value, read_config
-from server.run_directory import RESULT, new_run_directory
+from server.run_directory import METRICS, RESULT, new_run_directory
 from simulations.report import result_table
 from simulations.settings import resolve
 from simulations.view import RunView
@@ -44,6 +44,8 @@ def simulate(
     elif cpus_per_client != 1 or gpus_per_client:
         raise ValueError("cpus-per-client and gpus-per-client are for --engine ray: leave them out or choose it")
     directory = new_run_directory(config).resolve()
+    if (directory / METRICS).exists():
+        raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     run_config["run-directory"] = str(directory)
     console.print(
         f"{config.num_clients} clients, {config.num_rounds} rounds, engine {engine}"
@@ -57,8 +59,8 @@ def simulate(
             else:
                 _run_on_ray(run_config, config, cpus_per_client, gpus_per_client, directory)
     except KeyboardInterrupt:
-        if directory.exists():
-            console.print(f"what was done so far is in {_short(directory)}", soft_wrap=True)
+        where = f"; what was done so far is in {_short(directory)}" if directory.exists() else ""
+        console.print(f"stopped{where}", soft_wrap=True)
         raise
     result = read_result(directory)
     console.print(result_table(result))
@@ -88,9 +90,13 @@ def _run_inline(run_config: dict[str, Value], config: Config) -> None:
     from server.app import app as server_app
     from simulations.inline import run_inline
 
-    for handler in logging.getLogger("flwr").handlers:
-        handler.setLevel(logging.CRITICAL)  # the view shows the run, run.log keeps the rest
-    run_inline(server_app, client_app, run_config, config.num_clients)
+    # The view shows the run, run.log keeps the rest: Flower's own handlers are silent meanwhile.
+    logger = logging.getLogger("flwr")
+    handlers, logger.handlers = logger.handlers, []
+    try:
+        run_inline(server_app, client_app, run_config, config.num_clients)
+    finally:
+        logger.handlers = handlers
 
 
 def _run_on_ray(

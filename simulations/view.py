@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from common.perplexity import AnswerScore, geometric_mean, total
+from common.wire import PREPARE
 from server.run_directory import METRICS, ROUNDS
 
 POLL_SECONDS = 0.2
@@ -43,7 +43,6 @@ class RunView:
         self._metrics, self._rounds = _Tail(directory / METRICS), _Tail(directory / ROUNDS)
         self._num_rounds, self._num_clients = num_rounds, num_clients
         self._answered: dict[tuple[int, str], set[int]] = defaultdict(set)
-        self._backbone: dict[int, AnswerScore] = defaultdict(AnswerScore)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -77,8 +76,6 @@ class RunView:
         for line in self._metrics.new_lines():
             step = (line["round"], line["phase"])
             self._answered[step].add(line["client"])
-            if line["phase"] == "backbone":
-                self._backbone[line["client"]] += AnswerScore(line["nll"], line["num_tokens"])
             self._show_step(*step)
         for line in self._rounds.new_lines():
             self._show_round(line)
@@ -94,17 +91,16 @@ class RunView:
         )
 
     def _show_round(self, line: dict[str, Any]) -> None:
-        if line["round"] == 1:
-            before = geometric_mean(score.perplexity for score in self._backbone.values())
-            self._console.print(
-                f"backbone alone: perplexity {before:.3f}, {total(self._backbone.values()).num_tokens} tokens"
+        traffic = f"{line['bytes_down'] / 1e6:.2f} MB down, {line['bytes_up'] / 1e6:.2f} MB up, {line['seconds']:.1f} s"
+        if line["round"] == 0:
+            said = f"backbone alone: perplexity {line['perplexity']:.3f}, {line['num_clients_evaluated']} clients"
+        else:
+            said = (
+                f"round {line['round']} of {self._num_rounds}: loss {line['loss']:.3f}, "
+                f"perplexity {line['perplexity']:.3f}, {line['num_clients_trained']} clients"
             )
-        self._console.print(
-            f"round {line['round']} of {self._num_rounds}: loss {line['loss']:.3f}, "
-            f"perplexity {line['perplexity']:.3f}, "
-            f"{line['num_clients_trained']} clients, {line['bytes_down'] / 1e6:.2f} MB down, "
-            f"{line['bytes_up'] / 1e6:.2f} MB up, {line['seconds']:.1f} s"
-        )
-        for phase, failures in line["failed"].items():
+        self._console.print(f"{said}, {traffic}", soft_wrap=True)
+        for step, failures in line["failed"].items():
             for client, reason in failures.items():
-                self._console.print(f"  client {client} failed to {phase}: {reason}", style="yellow", markup=False)
+                who = "node" if step == PREPARE else "client"
+                self._console.print(f"  {who} {client} failed to {step}: {reason}", style="yellow", markup=False)

@@ -1,0 +1,179 @@
+"""A federation without a backbone: clients whose answers are known, and who misbehave as told."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from common.backbone_source import distribution_root
+from common.config import Config, default_run_config, read_config
+from common.mixture_arrays import Arrays, MixtureShape
+from common.perplexity import AnswerScore
+from common.wire import (
+    MOMENTS,
+    PREPARE,
+    PrepareReply,
+    TrainReply,
+    pack_moments,
+    pack_prepare_reply,
+    pack_scores,
+    pack_train_reply,
+    read_instruction,
+)
+from simulations.inline import InlineGrid
+
+SHAPE = MixtureShape(
+    num_experts=3, tokens_per_expert=2, gate_hidden_size=4, hidden_size=5, kv_shapes={1: (2, 4, 6), 2: (1, 4, 4)}
+)
+NUM_EXAMPLES = 8
+USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by expert
+
+
+class FakeClients:
+    """A ClientApp that adds client + 1 to all it is sent and scores a perplexity of exp(client + 1).
+
+    `misbehaviour[client, phase]` (prepare, moments, train or evaluate) gets the right reply and returns what is sent
+    in its place, or raises.
+    """
+
+    def __init__(self) -> None:
+        self.app = ClientApp()
+        self.calls: list[tuple[str, int, int]] = []  # phase, round, client
+        self.misbehaviour: dict[tuple[int, str], Callable[[Any], Any]] = {}
+        self.app.query(PREPARE)(self._prepare)
+        self.app.query(MOMENTS)(self._moments)
+        self.app.train()(self._train)
+        self.app.evaluate()(self._evaluate)
+
+    def _answer(self, phase: str, server_round: int, client: int, reply: Any, pack: Callable[[Any], RecordDict]) -> Any:
+        self.calls.append((phase, server_round, client))
+        if (client, phase) in self.misbehaviour:
+            reply = self.misbehaviour[client, phase](reply)
+        return reply if isinstance(reply, RecordDict) else pack(reply)
+
+    def _prepare(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        tasks, inputs = [f"task {client}", "shared"], _gate_inputs(client)
+        reply = PrepareReply(
+            partition=client,
+            fingerprint="same",
+            hidden_size=SHAPE.hidden_size,
+            kv_shapes=dict(SHAPE.kv_shapes),
+            tasks=tasks,
+            domains=["text", "text"],
+            counts=np.full(2, float(NUM_EXAMPLES)),
+            sums=inputs.sum(axis=1),
+            squares=(inputs**2).sum(axis=1),
+            scores={task: AnswerScore(10.0 * (client + 2), 10, 20, 2) for task in tasks},
+        )
+        return Message(self._answer("prepare", 0, client, reply, pack_prepare_reply), reply_to=message)
+
+    def _moments(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        _, statistics = read_instruction(message.content)
+        inputs = _gate_inputs(client).reshape(-1, SHAPE.hidden_size)
+        inputs = (inputs - statistics["gate.mean"]) / statistics["gate.scale"]
+        reply = (inputs.T @ inputs).astype(np.float32)
+        return Message(self._answer("moments", 0, client, reply, pack_moments), reply_to=message)
+
+    def _train(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        server_round, arrays = read_instruction(message.content)
+        _check_shapes(arrays)
+        trained = {name: arrays[name] + np.float32(client + 1) for name in SHAPE.trainable()}
+        reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, np.array(USAGE[client % 3]), 0.5)
+        return Message(self._answer("train", server_round, client, reply, pack_train_reply), reply_to=message)
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        server_round, arrays = read_instruction(message.content)
+        _check_shapes(arrays)
+        reply = {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)}
+        return Message(self._answer("evaluate", server_round, client, reply, pack_scores), reply_to=message)
+
+
+def _gate_inputs(client: int) -> NDArray[np.float64]:
+    """Draw a client's inputs of the gate, `[tasks, examples, hidden]`: each task far off on an axis of its own."""
+    inputs = np.random.default_rng(client).normal(size=(2, NUM_EXAMPLES, SHAPE.hidden_size))
+    inputs[0, :, client % 3] += 6.0
+    inputs[1, :, 3] += 6.0
+    return inputs
+
+
+def _check_shapes(arrays: Arrays) -> None:
+    if {name: array.shape for name, array in arrays.items()} != SHAPE.all():
+        raise ValueError("the mixture does not fit the backbone")
+
+
+@pytest.fixture
+def shape() -> MixtureShape:
+    return SHAPE
+
+
+@pytest.fixture
+def clients() -> FakeClients:
+    return FakeClients()
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that builds a small run's run_config; a key may be given with underscores."""
+
+    def build(**changes: Any) -> dict[str, Any]:
+        small = {
+            "num-clients": 3,
+            "num-rounds": 2,
+            "num-experts": SHAPE.num_experts,
+            "tokens-per-expert": SHAPE.tokens_per_expert,
+            "gate-hidden-size": SHAPE.gate_hidden_size,
+            "run-directory": str(tmp_path / "run"),
+        }
+        named = {name.replace("_", "-"): value for name, value in changes.items()}
+        return default_run_config(distribution_root()) | small | named
+
+    return build
+
+
+@pytest.fixture
+def config(run_config: Callable[..., dict[str, Any]]) -> Config:
+    return read_config(run_config())
+
+
+class FakeNetwork(InlineGrid):
+    """Delivers all waiting replies at once, last first; nothing of the clients in `silent`.
+
+    As Flower does for a node that died, it sends errors in the name of node 1.
+    """
+
+    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
+        super().__init__(client_app, {}, num_clients)
+        self.nodes = dict(enumerate(self.get_node_ids()))
+        self.silent: set[int] = set()
+        self.received: list[Message] = []
+        self._node_of: dict[str, int] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        ids = super().push_messages(messages)
+        self._node_of |= {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        silent = {self.nodes[client] for client in self.silent}
+        wanted = [message_id for message_id in message_ids if self._node_of[message_id] not in silent]
+        replies = [reply for message_id in wanted for reply in InlineGrid.pull_messages(self, [message_id])]
+        for reply in replies:
+            if reply.has_error():
+                reply.metadata.__dict__["_src_node_id"] = 1
+        self.received += replies
+        return replies[::-1]
+
+
+@pytest.fixture
+def network(clients: FakeClients) -> FakeNetwork:
+    return FakeNetwork(clients.app, 3)

@@ -1,0 +1,308 @@
+"""Rounds: known updates give the known mixture, every client is accounted for, and no client can end the run."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors.numpy import load_file
+
+from common.config import Config
+from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
+from common.perplexity import AnswerScore
+from common.wire import pack_prepare_reply, pack_scores, pack_train_reply
+from server import exchange as exchange_module
+from server.app import app as server_app
+from server.run_directory import METRICS, MIXTURE, RESULT, ROUNDS, RunDirectory
+from server.strategy import MixtureStrategy
+from simulations.inline import InlineGrid, run_inline
+
+RunConfig = Callable[..., dict[str, Any]]
+
+
+def strategy(shape: MixtureShape, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
+    plain = MixtureStrategy(
+        shape=shape,
+        nodes={client: 1000 + client for client in range(num_clients)},
+        client_fraction=1.0,
+        seed=0,
+        timeout_seconds=60.0,
+        fingerprint="same",
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture
+def first(shape: MixtureShape) -> Arrays:
+    return initial_arrays(shape, np.random.default_rng(0))
+
+
+@pytest.fixture
+def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
+    directory = RunDirectory(tmp_path / "run", config)
+    yield directory
+    directory.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def added_to_experts(arrays: Arrays, first: Arrays) -> list[float]:
+    added = arrays["pool.keys.1"] - first["pool.keys.1"]
+    return [float(expert.mean()) for expert in added]
+
+
+def test_known_updates_give_the_known_mixture(
+    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+) -> None:
+    grid = InlineGrid(clients.app, {}, 3)
+    arrays, _ = strategy(shape).run(grid, first, 2, directory)
+    # Twice the mean of 1, 2 and 3, weighted by USAGE's columns; each value is rounded to float32 four times.
+    assert added_to_experts(arrays, first) == pytest.approx([2 * 15 / 11, 2 * 21 / 9, 2 * 3], abs=1e-5)
+    np.testing.assert_allclose(arrays["gate.hidden.weight"], first["gate.hidden.weight"] + 4, atol=1e-5)
+    for name, array in load_file(directory.path / MIXTURE).items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+
+def test_the_last_scores_are_returned(
+    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+) -> None:
+    _, scores = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
+    assert scores == {client: {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)} for client in range(3)}
+
+
+def test_the_order_of_replies_changes_nothing(
+    clients: Any, network: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+) -> None:
+    first = {name: array + np.float32(1 / 3) for name, array in first.items()}
+    in_order, _ = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 2, directory)
+    last_first, _ = strategy(shape).run(network, first, 2, directory)
+    for name in first:
+        np.testing.assert_array_equal(in_order[name], last_first[name], err_msg=name)
+
+
+def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
+    network: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.001)
+    network.silent = {2}
+    arrays, scores = strategy(shape, timeout_seconds=0.05).run(network, first, 1, directory)
+    assert added_to_experts(arrays, first) == pytest.approx([12 / 10, 2, 0], abs=1e-5)
+    assert list(scores) == [0, 1]
+    (figures,) = lines(directory.path / ROUNDS)
+    silent = {"2": "no reply within 0.05 s"}
+    assert figures["failed"] == {"train": silent, "evaluate": silent}
+    assert (figures["num_clients_trained"], figures["num_clients_evaluated"]) == (2, 2)
+
+
+def test_sampling_depends_on_seed_and_round_alone(shape: MixtureShape) -> None:
+    samples = [[*strategy(shape, 10, client_fraction=0.5).sample(server_round)] for server_round in range(1, 9)]
+    assert samples == [[*strategy(shape, 10, client_fraction=0.5).sample(number)] for number in range(1, 9)]
+    assert all(len(sample) == 5 and sample == sorted(sample) for sample in samples)
+    assert len({tuple(sample) for sample in samples}) > 1
+    assert {client for sample in samples for client in sample} == set(range(10))
+    assert samples != [[*strategy(shape, 10, client_fraction=0.5, seed=1).sample(number)] for number in range(1, 9)]
+
+
+def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(shape: MixtureShape) -> None:
+    backwards = {client: 1000 + client for client in reversed(range(10))}
+    sample = strategy(shape, nodes=backwards, client_fraction=0.5).sample(1)
+    assert sample == {client: 1000 + client for client in sample}
+    assert sample == strategy(shape, 10, client_fraction=0.5).sample(1)
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.34, 1), (0.5, 2), (1.0, 3)])
+def test_a_sample_is_never_empty(shape: MixtureShape, fraction: float, count: int) -> None:
+    assert len(strategy(shape, 3, client_fraction=fraction).sample(1)) == count
+
+
+def test_sampled_clients_train_and_all_evaluate(
+    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+) -> None:
+    half = strategy(shape, client_fraction=0.5)
+    half.run(InlineGrid(clients.app, {}, 3), first, 3, directory)
+    for server_round in (1, 2, 3):
+        calls = [(phase, client) for phase, number, client in clients.calls if number == server_round]
+        trained = [("train", client) for client in half.sample(server_round)]
+        assert calls == trained + [("evaluate", client) for client in range(3)]
+
+
+# --- The bytes of a round ---
+
+
+def array_bytes(name: str, shape: tuple[int, ...]) -> int:
+    """Derive what Flower ships of a float32 array: its values, NumPy's header, and two headers of Flower's."""
+    file = 128 + 4 * math.prod(shape)
+    chunk = len(f"ArrayChunk  {file}\0") + file
+    described = json.dumps({"dtype": "float32", "shape": shape, "stype": "numpy.ndarray", "arraychunk_ids": [0]})
+    return chunk + len(f"Array {'#' * 64} {len(described)}\0{described}")
+
+
+def container_bytes(kind: str, names: list[str]) -> int:
+    """Derive the header of a record that holds others: their ids, and names with ids."""
+    children = ",".join(["#" * 64] * len(names))
+    described = json.dumps(dict.fromkeys(names, "#" * 64))
+    return len(f"{kind} {children} {len(described)}\0{described}")
+
+
+def arrays_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
+    return container_bytes("ArrayRecord", [*shapes]) + sum(array_bytes(*item) for item in shapes.items())
+
+
+def test_the_bytes_of_a_round_are_those_of_the_shapes(
+    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+) -> None:
+    # Flower ships equal arrays once, so no two may be equal here.
+    first = {name: array + np.float32(index) for index, (name, array) in enumerate(first.items())}
+    strategy(shape, client_fraction=0.5).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
+
+    down = container_bytes("RecordDict", ["config", "arrays"]) + arrays_bytes(shape.all())
+    down += len(ConfigRecord({"server-round": 1}).deflate())
+    metrics = MetricRecord({"loss": 0.1, "num-examples": 8, "usage": [0.1, 0.2, 0.3], "gate-entropy": 0.1})
+    up = container_bytes("RecordDict", ["arrays", "metrics"]) + arrays_bytes(shape.trainable())
+    up += len(metrics.deflate())
+    scores = RecordDict({"tasks": ConfigRecord({"names": ["task 0"]})})
+    scores["scores"] = MetricRecord({"nll": [0.1], "num-tokens": [10], "num-characters": [20], "num-examples": [2]})
+    up_evaluated = container_bytes("RecordDict", ["tasks", "scores"])
+    up_evaluated += sum(len(record.deflate()) for record in scores.values())
+
+    (figures,) = lines(directory.path / ROUNDS)
+    assert figures["bytes_down"] == (2 + 3) * down  # two train, three evaluate
+    assert figures["bytes_up"] == 2 * up + 3 * up_evaluated
+    num_parameters = sum(math.prod(size) for size in shape.trainable().values())
+    assert up - 4 * num_parameters < 500 * (len(shape.trainable()) + 2)  # headers: less than 500 bytes each
+
+
+# --- Clients that misbehave: the run goes on without them ---
+
+
+def with_metrics(**changes: Any) -> Callable[[Any], RecordDict]:
+    def spoil(reply: Any) -> RecordDict:
+        content = pack_train_reply(reply)
+        content["metrics"] = MetricRecord({**content.metric_records["metrics"], **changes})
+        return content
+
+    return spoil
+
+
+def with_score(**changes: Any) -> Callable[[Any], RecordDict]:
+    return lambda scores: pack_scores({task: replace(score, **changes) for task, score in scores.items()})
+
+
+def with_prepared(**changes: Any) -> Callable[[Any], Any]:
+    return lambda reply: replace(reply, **changes)
+
+
+def with_array(array: Array) -> Callable[[Any], RecordDict]:
+    def spoil(reply: Any) -> RecordDict:
+        content = pack_train_reply(reply)
+        content["arrays"] = ArrayRecord({**content.array_records["arrays"], "pool.keys.1": array})
+        return content
+
+    return spoil
+
+
+def with_about(**changes: Any) -> Callable[[Any], RecordDict]:
+    def spoil(reply: Any) -> RecordDict:
+        content = pack_prepare_reply(reply)
+        content["about"] = ConfigRecord({**content.config_records["about"], **changes})
+        return content
+
+    return spoil
+
+
+def with_nan(reply: Any) -> Any:
+    return replace(reply, arrays=reply.arrays | {"pool.keys.1": reply.arrays["pool.keys.1"] * np.float32(np.nan)})
+
+
+EMPTY = Array(dtype="float32", shape=(3, 2, 2, 4), stype="numpy.ndarray", data=b"")
+HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "raises": ("train", lambda _: 1 / 0),
+    "sends NaN": ("train", with_nan),
+    "sends nothing": ("train", lambda _: RecordDict()),
+    "sends no loss": ("train", lambda reply: RecordDict({"arrays": pack_train_reply(reply)["arrays"]})),
+    "sends an empty array": ("train", with_array(EMPTY)),
+    "num-examples is inf": ("train", with_metrics(**{"num-examples": math.inf})),
+    "num-examples is a list": ("train", with_metrics(**{"num-examples": [8]})),
+    "loss is NaN": ("train", with_metrics(loss=math.nan)),
+    "gate-entropy is NaN": ("train", with_metrics(**{"gate-entropy": math.nan})),
+    "usage is a number": ("train", with_metrics(usage=8.0)),
+    "raises in evaluate": ("evaluate", lambda _: 1 / 0),
+    "nll is NaN": ("evaluate", with_score(nll=math.nan)),
+    "nll is far below 0": ("evaluate", with_score(nll=-1e9)),
+    "no characters": ("evaluate", with_score(num_characters=0)),
+    "num-tokens is inf": ("evaluate", with_score(num_tokens=math.inf)),
+    "raises in prepare": ("prepare", lambda _: 1 / 0),
+    "statistics are NaN": ("prepare", with_prepared(sums=np.full((2, 5), math.nan))),
+    "statistics have another shape": ("prepare", with_prepared(sums=np.zeros((2, 4)))),
+    "no examples of a task": ("prepare", with_prepared(counts=np.zeros(2))),
+    "too few kv-shapes": ("prepare", with_about(**{"kv-shapes": [1, 4]})),
+    "fewer domains than tasks": ("prepare", with_prepared(domains=["text"])),
+    "raises in moments": ("moments", lambda _: 1 / 0),
+    "moments are NaN": ("moments", lambda moments: moments * np.float32(math.nan)),
+    "moments are not square": ("moments", lambda moments: moments[:2]),
+    "moments have another size": ("moments", lambda moments: moments[:2, :2]),
+    "moments are of no data": ("moments", lambda moments: -100 * moments),
+    "other kv-shapes": ("prepare", with_prepared(kv_shapes={1: (9, 9, 9), 2: (1, 4, 4)})),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_no_client_can_end_the_run_or_spoil_the_mixture(
+    clients: Any, run_config: RunConfig, tmp_path: Path, what: str
+) -> None:
+    phase, misbehaviour = HOSTILE[what]
+    clients.misbehaviour[0, phase] = misbehaviour
+    run_inline(server_app, clients.app, run_config(), 3)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    rows = [row for row in result["clients"] if row["client"] != 0]
+    assert [row["perplexity"] for row in rows] == pytest.approx([math.e**2, math.e**3])
+    assert math.isfinite(result["perplexity"])
+    assert all(np.isfinite(array).all() for array in load_file(tmp_path / "run" / MIXTURE).values())
+    if phase in ("train", "evaluate"):
+        for figures in lines(tmp_path / "run" / ROUNDS)[1:]:
+            assert list(figures["failed"][phase]) == ["0"]
+
+
+def test_a_failing_client_is_named_with_its_reason_in_directory_and_log(
+    clients: Any, run_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients.misbehaviour[1, "train"] = with_nan
+    run_inline(server_app, clients.app, run_config(), 3)
+    reason = "reply rejected: array pool.keys.1 holds values that are not finite"
+    for figures in lines(tmp_path / "run" / ROUNDS)[1:]:
+        assert figures["failed"] == {"train": {"1": reason}, "evaluate": {}}
+    assert caplog.text.count(f"client 1 failed to train: {reason}") == 2
+    trained = [line["client"] for line in lines(tmp_path / "run" / METRICS) if line["phase"] == "train"]
+    assert trained == [0, 2] * 2
+
+
+def test_a_client_that_never_scored_has_no_perplexity_in_the_result(
+    clients: Any, run_config: RunConfig, tmp_path: Path
+) -> None:
+    clients.misbehaviour[1, "evaluate"] = lambda _: 1 / 0
+    run_inline(server_app, clients.app, run_config(), 3)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert ["perplexity" in row for row in result["clients"]] == [True, False, True]
+    # Both geometric means are over the same clients: 0 and 2, of exp(1), exp(3) and, alone, exp(2), exp(4).
+    assert result["perplexity"] == pytest.approx(math.e**2)
+    assert result["backbone_perplexity"] == pytest.approx(math.e**3)
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_a_round_without_a_usable_reply_ends_the_run_with_a_reason(
+    clients: Any, run_config: RunConfig, tmp_path: Path, phase: str
+) -> None:
+    for client in range(3):
+        clients.misbehaviour[client, phase] = lambda _: 1 / 0
+    with pytest.raises(RuntimeError, match=r"round 1: no client sent .*; client 0: .*division by zero"):
+        run_inline(server_app, clients.app, run_config(), 3)
+    assert (tmp_path / "run" / METRICS).read_text().count("backbone") == 6
+    assert not (tmp_path / "run" / RESULT).exists()
+    assert (tmp_path / "run" / MIXTURE).exists() == (phase == "evaluate")

@@ -1,0 +1,80 @@
+"""An update is merged only when names, shapes, dtypes and values are what training gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.mixture_arrays import MixtureShape, initial_arrays
+from common.wire import TrainReply
+from server.update_check import check_update
+
+
+@pytest.fixture
+def update(shape: MixtureShape) -> TrainReply:
+    arrays = initial_arrays(shape, np.random.default_rng(0))
+    return TrainReply({name: arrays[name] for name in shape.trainable()}, 1.5, 8, np.array([5.0, 3.0, 0.0]), 0.5)
+
+
+def test_a_right_update_passes(update: TrainReply, shape: MixtureShape) -> None:
+    check_update(update, shape)
+
+
+def test_rounding_of_the_usage_passes(update: TrainReply, shape: MixtureShape) -> None:
+    check_update(replace(update, usage=update.usage * (1 + 1e-6)), shape)
+
+
+@pytest.mark.parametrize("name", ["pool.keys.1", "pool.values.2", "gate.hidden.bias", "gate.output.weight"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda array: array * np.nan, "array NAME holds values that are not finite"),
+        (lambda array: np.where(np.arange(array.size).reshape(array.shape) == 1, np.float32(np.inf), array), "finite"),
+        (lambda array: array[..., :-1], r"array NAME has shape .*, expected \["),
+        (lambda array: array[None], r"array NAME has shape \[1, .*, expected \["),
+        (lambda array: array.astype(np.float64), "array NAME is float64, expected float32"),
+        (lambda array: array.astype(np.float16), "array NAME is float16, expected float32"),
+    ],
+    ids=["NaN", "one inf", "cut", "an axis more", "float64", "float16"],
+)
+def test_a_spoilt_array_is_rejected_by_name(
+    update: TrainReply, shape: MixtureShape, name: str, spoil: object, reason: str
+) -> None:
+    update.arrays[name] = spoil(update.arrays[name])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=reason.replace("NAME", name)):
+        check_update(update, shape)
+
+
+def test_a_missing_array_is_rejected_by_name(update: TrainReply, shape: MixtureShape) -> None:
+    del update.arrays["pool.values.1"]
+    with pytest.raises(ValueError, match=r"array pool\.values\.1 is missing"):
+        check_update(update, shape)
+
+
+@pytest.mark.parametrize("name", ["pool.keys.0", "gate.mean"])
+def test_an_unknown_array_is_rejected_by_name(update: TrainReply, shape: MixtureShape, name: str) -> None:
+    update.arrays[name] = np.zeros(5, np.float32)
+    with pytest.raises(ValueError, match=f"array {name} is unknown"):
+        check_update(update, shape)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_examples": 0, "usage": np.zeros(3)}, "num-examples is 0, expected at least 1"),
+        ({"num_examples": -8}, "num-examples is -8, expected at least 1"),
+        ({"usage": np.array([9.0, -1.0, 0.0])}, "usage holds values that are negative or not finite"),
+        ({"usage": np.array([8.0, np.nan, 0.0])}, "usage holds values that are negative or not finite"),
+        ({"usage": np.array([8.0, np.inf, 0.0])}, "usage holds values that are negative or not finite"),
+        ({"usage": np.array([8.0, 8.0, 0.0])}, "usage sums to 16, expected num-examples, 8"),
+        ({"usage": np.array([4.0, 4.0])}, r"usage has shape \[2\], expected \[3\]"),
+        ({"usage": np.array(8.0)}, r"usage has shape \[\], expected \[3\]"),
+        ({"loss": np.nan}, "loss is nan"),
+        ({"loss": np.inf}, "loss is inf"),
+    ],
+)
+def test_a_wrong_figure_is_rejected_by_name(
+    update: TrainReply, shape: MixtureShape, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_update(replace(update, **changes), shape)  # type: ignore[arg-type]

@@ -1,0 +1,83 @@
+"""A tiny backbone with random weights, and small runs on it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.architecture import new_llama, save_model
+from common.backbone_source import distribution_root
+from common.config import default_run_config
+from common.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Save a random Llama of two layers, and a tokenizer of bytes; return its directory."""
+    directory = tmp_path_factory.mktemp("backbone")
+    tokenizer = train_tokenizer([], 259)
+    model = new_llama(
+        tokenizer,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=32,
+        sequence_length=128,
+        seed=0,
+        attention="eager",
+    )
+    save_model(model, tokenizer, directory, torch.float32)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_backbone: str) -> dict[str, Any]:
+    """Return the settings of a run of less than a second."""
+    return {
+        "backbone": tiny_backbone,
+        "quantization": "none",
+        "device": "cpu",
+        "num-clients": 3,
+        "num-rounds": 2,
+        "train-examples": 4,
+        "eval-examples": 2,
+        "num-experts": 3,
+        "tokens-per-expert": 2,
+        "gate-hidden-size": 8,
+        "num-local-steps": 2,
+        "batch-size": 4,
+    }
+
+
+@pytest.fixture
+def run_config(small_run: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that builds a small run's run_config; keys may be given with underscores."""
+
+    def build(**changes: Any) -> dict[str, Any]:
+        named = {name.replace("_", "-"): value for name, value in changes.items()}
+        return default_run_config(distribution_root()) | small_run | {"run-directory": str(tmp_path / "run")} | named
+
+    return build
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty directory: what a command leaves behind shows."""
+    directory = tmp_path / "work"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory

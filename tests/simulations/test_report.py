@@ -1,0 +1,47 @@
+"""The table of results says of every client what the mixture did to it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from simulations.report import result_table
+
+RESULT = {
+    "clients": [
+        {"client": 0, "tasks": ["reverse", "sum"], "num_examples": 7, "backbone_perplexity": 8.0, "perplexity": 2.0},
+        {"client": 1, "tasks": ["sort"], "num_examples": 5, "backbone_perplexity": 4.0},
+        {"client": 2, "tasks": ["sum"], "num_examples": 3, "backbone_perplexity": 2.0, "perplexity": 3.0},
+    ],
+    "backbone_perplexity": 4.0,
+    "perplexity": 2.449,
+}
+
+
+@pytest.fixture
+def rows() -> list[list[str]]:
+    output = io.StringIO()
+    Console(file=output, width=200).print(result_table(RESULT))
+    lines = [line.replace("┃", "│") for line in output.getvalue().splitlines()]
+    return [[cell.strip() for cell in line.strip().strip("│").split("│")] for line in lines if "│" in line]
+
+
+def test_a_clients_row_has_tasks_examples_perplexities_and_change(rows: list[list[str]]) -> None:
+    assert rows[0] == ["client", "tasks", "examples", "backbone", "mixture", "change"]
+    assert rows[1] == ["0", "reverse, sum", "7", "8.00", "2.00", "-75%"]
+    assert rows[3] == ["2", "sum", "3", "2.00", "3.00", "+50%"]
+
+
+def test_a_client_without_reply_is_in_the_table(rows: list[list[str]]) -> None:
+    assert rows[2] == ["1", "sort", "5", "4.00", "no reply", ""]
+
+
+def test_the_last_row_is_over_the_clients_that_replied(rows: list[list[str]]) -> None:
+    assert rows[4] == ["all", "geometric mean over clients", "10", "4.00", "2.45", "-39%"]
+    assert len(rows) == 5
+
+
+def test_many_tasks_are_counted_and_not_named() -> None:
+    client = {"client": 0, "tasks": [*"abcdefg"], "num_examples": 7, "backbone_perplexity": 8.0}
+    table = result_table({"clients": [client], "backbone_perplexity": 8.0, "perplexity": 8.0})
+    assert next(iter(table.columns[1].cells)) == "7 tasks"

@@ -1,0 +1,128 @@
+"""Settings: the defaults, then one preset or file, then what the command line says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.backbone_source import distribution_root
+from common.config import default_run_config, read_config
+from simulations.settings import presets, resolve
+
+DEFAULTS = default_run_config(distribution_root())
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_no_words_give_the_defaults() -> None:
+    assert resolve([]) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_right_configuration(name: str) -> None:
+    assert resolve([name]) != DEFAULTS or name == "mixture"
+    read_config(resolve([name]))
+
+
+def test_a_preset_changes_what_it_names_and_no_more() -> None:
+    changed = {key: value for key, value in resolve(["one-group"]).items() if value != DEFAULTS[key]}
+    assert changed == {"name": "one-group", "num-experts": 1, "tokens-per-expert": 52}
+
+
+def test_the_command_line_overrides_a_preset_wherever_it_stands() -> None:
+    for words in (["one-group", "tokens-per-expert=7"], ["tokens-per-expert=7", "one-group"]):
+        settings = resolve(words)
+        assert (settings["num-experts"], settings["tokens-per-expert"]) == (1, 7)
+
+
+def test_the_last_word_for_a_key_wins() -> None:
+    assert resolve(["seed=1", "seed=2"])["seed"] == 2
+
+
+def test_a_toml_file_is_read(toml: Callable[[str], str]) -> None:
+    settings = resolve([toml('name = "a"\nlearning-rate = 1e-3\npretrain-gate = false\n'), "name=b"])
+    assert [settings[key] for key in ("name", "learning-rate", "pretrain-gate")] == ["b", 1e-3, False]
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("name=plain", "plain"),
+        ("name=8", "8"),  # a text's value stays text
+        ("name=true", "true"),
+        ('name="quoted"', "quoted"),
+        ("name='quoted too'", "quoted too"),
+        ("backbone=/models/a=b", "/models/a=b"),
+        ("run-directory=", ""),
+        ("num-rounds=3", 3),
+        ("num-rounds=1_000", 1000),
+        ("learning-rate=1e-3", 1e-3),
+        ("learning-rate=2", 2),
+        ("pretrain-gate=false", False),
+        ("pretrain-gate=true", True),
+    ],
+)
+def test_a_value_is_read_as_its_key_asks(word: str, value: Any) -> None:
+    read = resolve([word])[word.partition("=")[0]]
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("pretrain-gate=True", "pretrain-gate must be true or false, got 'True'"),
+        ("pretrain-gate=1", "pretrain-gate must be true or false, got 1"),
+        ("num-rounds=many", "num-rounds must be a whole number, got 'many'"),
+        ("num-rounds=2.0", "num-rounds must be a whole number, got 2.0"),
+        ("num-rounds=true", "num-rounds must be a whole number, got True"),
+        ("num-rounds=", "num-rounds must be a whole number, got ''"),
+        ("learning-rate=nan", "learning-rate must be above 0, got nan"),
+        ('name="open', "name must be letters"),
+    ],
+)
+def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_config(resolve([word]))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["mixtur"], "unknown preset 'mixtur': expected mixture, one-group, or the path of a TOML file"),
+        (["mixture", "one-group"], "expected one preset or TOML file, got mixture and one-group: name one"),
+        (["num-round=3"], "the command line: unknown key 'num-round': did you mean num-rounds"),
+        (["xyz=3"], "the command line: unknown key 'xyz': known keys: name, seed, "),
+        (["=3"], "the command line: unknown key ''"),
+        (["seed=[1, 2]"], r"the command line: seed must be one value, got \[1, 2\]"),
+        (["seed=2026-01-01"], "the command line: seed must be one value"),
+        (["dirichlet-alpha=0.1"], "dirichlet-alpha has no effect on partition=by-task"),
+        (["one-group", "temperature=0.5"], "temperature has no effect on one expert, which has no gate"),
+        (["num-experts=1", "balance-weight=0", "pretrain-gate=false"], "balance-weight has no effect on one expert"),
+    ],
+)
+def test_a_wrong_word_is_an_error_that_names_it(words: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        resolve(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("num-rounds", r"mine\.toml is not TOML: "),
+        ("num-round = 3", r"mine\.toml: unknown key 'num-round': did you mean num-rounds"),
+        ("[run]\nnum-rounds = 3", r"mine\.toml: unknown key 'run'"),
+        ("seed = [1]", r"mine\.toml: seed must be one value, got \[1\]"),
+    ],
+)
+def test_a_wrong_file_is_an_error_that_names_it(toml: Callable[[str], str], text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        resolve([toml(text)])
