@@ -90,7 +90,9 @@ def train(
         usage += weights.sum(dim=0)
         entropy += torch.special.entr(weights).sum()
     mean_loss = torch.stack(losses).mean().item()
-    if not np.isfinite(mean_loss):
-        raise FloatingPointError(f"the training loss is {mean_loss}: lower learning-rate, now {settings.learning_rate}")
+    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in mixture.parameters()):
+        raise FloatingPointError(
+            f"training diverged (loss {mean_loss:.3g}): lower learning-rate, now {settings.learning_rate}"
+        )
     num_examples = settings.num_steps * settings.batch_size
     return TrainResult(mean_loss, num_examples, usage.cpu().numpy(), entropy.item() / num_examples)

@@ -1,6 +1,7 @@
 """The backbone: a frozen, quantized language model, loaded once per process."""
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,20 +112,24 @@ def _keep_exact_gradients(model: nn.Module) -> None:
 
 
 def _fingerprint(source: str, quantization: str) -> str:
-    """Hash the files of weights and tokenizer as they are on disk, and the quantization's name.
+    """Hash the files of weights, tokenizer and architecture as they are on disk, and the quantization's name.
 
     Files rather than loaded tensors: two devices may round a quantized weight differently, and a quantized model of
-    several GB hashes slowly.
+    several GB hashes slowly. Raises ValueError where there are no safetensors.
     """
-    digest = hashlib.blake2b(quantization.encode(), digest_size=16)
     directory = Path(source)
     if not directory.is_dir():
         directory = Path(str(cached_file(source, "config.json"))).parent
-    names = [*sorted(path.name for path in directory.glob("*.safetensors")), "tokenizer.json"]
-    for name in names:
-        path = directory / name
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"backbone {source!r} has no *.safetensors: save it with save_pretrained, which writes them")
+    digest = hashlib.blake2b(quantization.encode(), digest_size=16)
+    architecture = json.loads((directory / "config.json").read_text())
+    for name in ("transformers_version", "_name_or_path"):  # who saved it and where, not what it is
+        architecture.pop(name, None)
+    digest.update(json.dumps(architecture, sort_keys=True).encode())
+    for path in [*weights, directory / "tokenizer.json"]:
         if path.is_file():
-            digest.update(name.encode())
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +14,7 @@ from common.backbone_source import BUILT_IN
 from common.example import Example, Split
 from common.skills.suite import skill_examples
 
-# Where a file names no split, or no validation split, an example's prompt decides by its hash.
+# Where a file names no splits, or no validation split, the examples' prompts decide by their hash.
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
 
@@ -35,28 +37,49 @@ def _read_jsonl(path: Path, limits: dict[Split, int]) -> tuple[Example, ...]:
 
     Of each task and split the rows with the smallest hash are kept, so that a limit draws no order from the file.
     """
-    kept: dict[tuple[str, Split], list[tuple[str, Example]]] = defaultdict(list)
-    prompts: dict[str, Split] = {}
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            example = _example(line, f"{path}, line {number}")
-            if example.split in limits:
-                kept[example.task, example.split].append((_hash(example.prompt), example))
-            if prompts.setdefault(example.prompt, example.split) != example.split:
-                raise ValueError(
-                    f"{path}, line {number}: the same prompt stands in {prompts[example.prompt]} and {example.split}: "
-                    "leave one out, or the evaluation leaks"
-                )
+    examples = _held_out_for_validation(list(_rows(path)))
+    kept: dict[tuple[str, Split], list[Example]] = defaultdict(list)
+    for example in examples:
+        if example.split in limits:
+            kept[example.task, example.split].append(example)
     if not kept:
         raise ValueError(f"{path} has no examples of the splits {', '.join(limits)}: give a file with some")
     return tuple(
         example
-        for (_, split), rows in sorted(kept.items(), key=lambda item: item[0])
-        for _, example in sorted(rows, key=lambda row: row[0])[: limits[split]]
+        for (_, split), rows in sorted(kept.items())
+        for example in sorted(rows, key=lambda example: _hash(example.prompt))[: limits[split]]
     )
+
+
+def _rows(path: Path) -> Iterator[Example]:
+    splits: dict[str, Split] = {}
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                example = _example(line, f"{path}, line {number}")
+                if splits.setdefault(example.prompt, example.split) != example.split:
+                    raise ValueError(
+                        f"{path}, line {number}: the same prompt stands in {splits[example.prompt]} and "
+                        f"{example.split}: leave one out, or the evaluation leaks"
+                    )
+                yield example
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be read after line {number} ({error}): write UTF-8, whole if gzip") from None
+
+
+def _held_out_for_validation(examples: list[Example]) -> list[Example]:
+    """Move a share of the training examples, chosen by their prompts' hashes, unless validation examples are named."""
+    if any(example.split == "validation" for example in examples):
+        return examples
+    return [
+        replace(example, split="validation")
+        if example.split == "train" and _position(example.prompt) < VALIDATION_SHARE
+        else example
+        for example in examples
+    ]
 
 
 def _example(line: str, where: str) -> Example:
@@ -69,11 +92,11 @@ def _example(line: str, where: str) -> Example:
     for key in ("task", "output"):
         if not isinstance(row.get(key), str) or not row[key]:
             raise ValueError(f"{where} has no {key!r}: expected a text")
-    instruction, text = row.get("instruction") or "", row.get("input") or ""
+    instruction, text = ("" if row.get(key) is None else row[key] for key in ("instruction", "input"))
     if not isinstance(instruction, str) or not isinstance(text, str) or not instruction + text:
         raise ValueError(f"{where} has neither 'instruction' nor 'input': expected a text in one of them")
-    return Example(
-        split=_split(row.get("split"), f"{instruction}\n{text}", where),
+    example = Example(
+        split="train",
         task=row["task"],
         domain=str(row.get("domain") or row["task"]),
         source=str(row.get("source") or ""),
@@ -81,18 +104,21 @@ def _example(line: str, where: str) -> Example:
         input=text,
         output=row["output"],
     )
+    return replace(example, split=_split(row.get("split"), example.prompt, where))
 
 
 def _split(named: Any, prompt: str, where: str) -> Split:
-    position = int(_hash(prompt), 16) / 16**16
-    if named is None and position >= 1 - TEST_SHARE:
-        return "test"
-    if named in (None, "train"):
-        return "validation" if position < VALIDATION_SHARE else "train"
+    if named is None:
+        return "test" if _position(prompt) >= 1 - TEST_SHARE else "train"
     for split in get_args(Split):
         if named == split:
             return split  # type: ignore[no-any-return]
     raise ValueError(f"{where} has the split {named!r}: expected {', '.join(get_args(Split))}, or none")
+
+
+def _position(prompt: str) -> float:
+    """Return a prompt's place between 0 and 1, by its hash."""
+    return int(_hash(prompt), 16) / 16**16
 
 
 def _hash(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -53,7 +54,7 @@ def pack_arrays(arrays: Arrays) -> ArrayRecord:
 
 def unpack_arrays(record: ArrayRecord) -> Arrays:
     """Turn a record into named arrays, of whatever dtype they have: the server checks updates before it merges them."""
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: _read_array(name, array) for name, array in record.items()}
 
 
 def message_bytes(content: InflatableObject) -> int:
@@ -95,7 +96,7 @@ def unpack_train_reply(content: RecordDict) -> TrainReply:
     return TrainReply(
         unpack_arrays(content.array_records["arrays"]),
         float(_number(metrics["loss"])),
-        int(_number(metrics["num-examples"])),
+        _count(metrics["num-examples"]),
         np.asarray(metrics["usage"], dtype=np.float64),
         float(_number(metrics["gate-entropy"])),
     )
@@ -119,10 +120,10 @@ def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
     """Read scores per task. Raises KeyError, TypeError or ValueError for malformed ones."""
     metrics = content.metric_records["scores"]
     names = _texts(content.config_records["tasks"]["names"])
-    columns = [_numbers(metrics[key]) for key in ("nll", "num-tokens", "num-characters", "num-examples")]
+    columns = [_counts(metrics[key]) for key in ("num-tokens", "num-characters", "num-examples")]
     scores = {
-        name: AnswerScore(float(nll), int(tokens), int(characters), int(examples))
-        for name, nll, tokens, characters, examples in zip(names, *columns, strict=True)
+        name: AnswerScore(float(nll), tokens, characters, examples)
+        for name, nll, tokens, characters, examples in zip(names, _numbers(metrics["nll"]), *columns, strict=True)
     }
     if not scores:
         raise ValueError("there are no scores")
@@ -157,20 +158,17 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
     """Read the reply to the first exchange. Raises KeyError, TypeError or ValueError for a malformed one."""
     about = content.config_records["about"]
     statistics = content.array_records["statistics"]
-    sizes = [int(size) for size in _numbers(about["kv-shapes"])]
-    layers = [int(layer) for layer in _numbers(about["layers"])]
+    layers, sizes = _counts(about["layers"]), _counts(about["kv-shapes"])
     return PrepareReply(
-        partition=int(_number(about["partition"])),
+        partition=_count(about["partition"]),
         fingerprint=str(about["fingerprint"]),
-        hidden_size=int(_number(about["hidden-size"])),
-        kv_shapes={
-            layer: (sizes[3 * index], sizes[3 * index + 1], sizes[3 * index + 2]) for index, layer in enumerate(layers)
-        },
+        hidden_size=_count(about["hidden-size"]),
+        kv_shapes=dict(zip(layers, zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True), strict=True)),
         tasks=_texts(about["tasks"]),
         domains=_texts(about["domains"]),
-        counts=statistics["counts"].numpy(),
-        sums=statistics["sums"].numpy(),
-        squares=statistics["squares"].numpy(),
+        counts=_read_array("counts", statistics["counts"]),
+        sums=_read_array("sums", statistics["sums"]),
+        squares=_read_array("squares", statistics["squares"]),
         scores=unpack_scores(content),
     )
 
@@ -182,10 +180,29 @@ def pack_moments(moments: NDArray[np.float32]) -> RecordDict:
 
 def unpack_moments(content: RecordDict) -> NDArray[np.float64]:
     """Read second moments. Raises KeyError or ValueError for malformed ones."""
-    moments = content.array_records["statistics"]["moments"].numpy().astype(np.float64)
+    moments = _read_array("moments", content.array_records["statistics"]["moments"]).astype(np.float64)
     if moments.ndim != 2 or moments.shape[0] != moments.shape[1] or not np.isfinite(moments).all():
         raise ValueError(f"the moments are not a finite square matrix, but {list(moments.shape)}")
     return moments
+
+
+def _read_array(name: str, array: Array) -> NDArray[Any]:
+    try:
+        return array.numpy()
+    except Exception as error:  # bytes that are no array make numpy raise EOFError, MemoryError, OverflowError and more
+        raise ValueError(f"array {name} cannot be read: {error}") from error
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _counts(values: object) -> list[int]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of whole numbers, got {values!r}")
+    return [_count(value) for value in values]
 
 
 def _number(value: object) -> float:

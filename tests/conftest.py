@@ -14,6 +14,7 @@ install_import_hook(
         "client.gate_statistics",
         "client.trainer",
         "common.answer_loss",
+        "common.attention",
         "common.batches",
         "common.injection",
         "common.mixture",

@@ -1,0 +1,90 @@
+"""Evaluation against a plain loop over single examples."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import CPU, byte_tokenizer, examples, mixture_for, tiny_backbone, tiny_llama, tokenized
+
+from client import evaluator
+from client.evaluator import evaluate
+from common.batches import collate
+from common.injection import PromptedBackbone
+
+
+def loop_over(texts, logits_of_one):
+    """Return each answer's negative log-likelihood; `logits_of_one` gives the logits `[seq, vocab]` of one text."""
+    values = []
+    for text in texts:
+        log_p = torch.log_softmax(logits_of_one(text).double(), dim=-1)
+        begin = len(text.prompt_ids)
+        values.append(-sum(float(log_p[begin + n - 1, token]) for n, token in enumerate(text.answer_ids)))
+    return values
+
+
+def plain_logits(text):
+    return tiny_llama()(input_ids=torch.tensor([text.prompt_ids + text.answer_ids])).logits[0]
+
+
+def assert_scores_equal(scores, some, texts, values):
+    assert list(scores) == sorted({example.task for example in some})
+    for task, score in scores.items():
+        rows = [n for n, example in enumerate(some) if example.task == task]
+        assert score.nll == pytest.approx(sum(values[n] for n in rows), rel=1e-5)  # float32
+        # The end of an answer is a token to predict, but no character.
+        assert score.num_tokens == sum(len(some[n].output.encode()) + 1 for n in rows)
+        assert score.num_characters == sum(len(some[n].output) for n in rows)
+        assert score.num_examples == len(rows)
+
+
+def test_scores_of_the_backbone_equal_a_loop():
+    some = examples(13)
+    texts = tokenized(some)
+    assert_scores_equal(evaluate(tiny_backbone(), some, texts), some, texts, loop_over(texts, plain_logits))
+
+
+def test_scores_of_the_mixture_equal_a_loop():
+    some = examples(13)
+    texts = tokenized(some)
+    backbone = tiny_backbone()
+    prompted = PromptedBackbone(backbone, mixture_for(backbone))
+
+    def logits_of_one(text):
+        single = collate([text], 2, CPU)
+        with torch.no_grad():
+            return prompted.logits(single.input_ids, single.attention_mask, single.input_mask, text.num_tokens)[0][0]
+
+    values = loop_over(texts, logits_of_one)
+    assert values != pytest.approx(loop_over(texts, plain_logits), rel=1e-3)
+    assert_scores_equal(evaluate(prompted, some, texts), some, texts, values)
+
+
+def test_characters_are_counted_not_bytes():
+    some = [dataclasses.replace(examples(1)[0], output="école")]
+    scores = evaluate(tiny_backbone(), some, tokenized(some))
+    (score,) = scores.values()
+    assert (score.num_characters, score.num_tokens) == (5, 7)
+
+
+def test_order_and_batches_change_nothing(monkeypatch):
+    some = examples(13)
+    backbone = tiny_backbone()
+    expected = evaluate(backbone, some, tokenized(some))
+    monkeypatch.setattr(evaluator, "EVALUATION_BATCH_SIZE", 3)
+    for other in (some, some[::-1]):
+        scores = evaluate(backbone, other, tokenized(other))
+        assert list(scores) == list(expected)
+        for task, score in scores.items():
+            # The same float32 sums, with other padding.
+            assert score.nll == pytest.approx(expected[task].nll, rel=1e-5)
+            assert dataclasses.replace(score, nll=0) == dataclasses.replace(expected[task], nll=0)
+
+
+def test_evaluation_leaves_no_graph():
+    backbone = tiny_backbone()
+    prompted = PromptedBackbone(backbone, mixture_for(backbone))
+    some = examples(2)
+    evaluate(prompted, some, tokenized(some))
+    assert all(parameter.grad is None for parameter in prompted.mixture.parameters())
+    assert not prompted.gate_input.requires_grad
+    assert byte_tokenizer().pad_token_id == 2

@@ -1,0 +1,41 @@
+"""A client's data: its own examples, tokenized in order, once."""
+
+from pathlib import Path
+
+from tiny import byte_tokenizer, tiny_backbone
+
+from client.partition_data import load_partition_data
+from common.batches import tokenize
+from common.config import default_run_config, read_config
+from common.partition import partitions_of
+
+
+def config(**changes):
+    small = {"train-examples": 10, "eval-examples": 6}
+    defaults = default_run_config(Path(__file__).parents[2])
+    return read_config(defaults | small | {name.replace("_", "-"): value for name, value in changes.items()})
+
+
+def test_a_client_gets_its_partition_by_split():
+    for split in ("test", "validation"):
+        settings = config(eval_split=split)
+        data = load_partition_data(settings, 3, tiny_backbone())
+        owned = partitions_of(settings)[3]
+        assert data.train.examples == tuple(example for example in owned if example.split == "train")
+        assert data.evaluation.examples == tuple(example for example in owned if example.split == split)
+        for part in (data.train, data.evaluation):
+            assert part.tokenized == tuple(tokenize(example, byte_tokenizer(), 256) for example in part.examples)
+
+
+def test_sequences_are_as_long_as_config_and_backbone_allow():
+    backbone = tiny_backbone()
+    for allowed, longest in ((40, 40), (512, 256)):
+        data = load_partition_data(config(max_sequence_tokens=allowed), 0, backbone)
+        lengths = [text.num_tokens for text in data.train.tokenized]
+        assert max(lengths) <= longest
+        assert (max(lengths) == 40) == (allowed == 40)
+
+
+def test_data_is_tokenized_once_per_process():
+    backbone = tiny_backbone()
+    assert load_partition_data(config(), 0, backbone) is load_partition_data(config(), 0, backbone)

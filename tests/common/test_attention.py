@@ -1,0 +1,83 @@
+"""The joint attention to prompts and text, against a loop in float64."""
+
+import math
+
+import torch
+
+from common.attention import attend_with_prompts
+
+
+def attention_inputs(log_weights, length=2):
+    """Draw query, key, value, mask and prompts: batch 2, 4 heads, 2 key/value heads, 3 queries, 5 texts' positions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    num_experts = log_weights.shape[1]
+    visible = torch.rand(2, 1, 3, 5, generator=generator) < 0.6
+    visible[:, :, :, 0] = True
+    visible[1, :, 0, :] = False  # a padded query sees no text at all
+    return (
+        normal(2, 4, 3, 6),
+        normal(2, 2, 5, 6),
+        normal(2, 2, 5, 7),
+        visible,
+        normal(num_experts, length, 2, 6),
+        normal(num_experts, length, 2, 7),
+        log_weights,
+        0.4,
+    )
+
+
+def test_attention_equals_a_loop_in_float64():
+    log_weights = torch.log(torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.0, 0.1]], dtype=torch.float64))
+    inputs = attention_inputs(log_weights)
+    query, key, value, visible, prompt_keys, prompt_values, _, scaling = inputs
+    expected = torch.zeros(2, 3, 4, 7, dtype=torch.float64)
+    for b in range(2):
+        for h in range(4):
+            for s in range(3):
+                g = h // 2  # two heads share a key/value head
+                weights, values = [], []
+                for k in range(3):
+                    for n in range(2):
+                        logit = float(query[b, h, s] @ prompt_keys[k, n, g]) * scaling
+                        weights.append(float(log_weights[b, k].exp()) * math.exp(logit))
+                        values.append(prompt_values[k, n, g])
+                for t in range(5):
+                    if visible[b, 0, s, t]:
+                        weights.append(math.exp(float(query[b, h, s] @ key[b, g, t]) * scaling))
+                        values.append(value[b, g, t])
+                for weight, row in zip(weights, values, strict=True):
+                    expected[b, s, h] += weight / sum(weights) * row
+    got = attend_with_prompts(*inputs)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)  # the softmax is taken in float32
+
+
+def test_one_hot_weights_leave_one_expert_and_no_nan():
+    one_hot = torch.log(torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))  # 0 and -inf
+    query, key, value, visible, prompt_keys, prompt_values, _, scaling = attention_inputs(one_hot)
+    prompt_keys, prompt_values = prompt_keys.requires_grad_(), prompt_values.requires_grad_()
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf]] * 2, requires_grad=True)
+    log_weights = torch.log_softmax(logits, dim=-1)
+    got = attend_with_prompts(query, key, value, visible, prompt_keys, prompt_values, log_weights, scaling)
+    alone = attend_with_prompts(
+        query, key, value, visible, prompt_keys[1:2], prompt_values[1:2], torch.zeros(2, 1), scaling
+    )
+    torch.testing.assert_close(got, alone, rtol=0, atol=1e-6)  # float32 softmax over 11 terms and over 7
+    got.square().sum().backward()
+    for prompts in (prompt_keys, prompt_values):
+        assert (prompts.grad[[0, 2]] == 0).all()
+        assert prompts.grad[1].isfinite().all() and (prompts.grad[1] != 0).any()
+    assert logits.grad.isfinite().all()
+
+
+def test_weights_scale_the_attention_before_the_softmax():
+    """An expert of weight w with one token counts as w tokens of weight 1: here 2 x 1/2."""
+    split = torch.log(torch.tensor([[0.5, 0.5]] * 2))
+    query, key, value, visible, prompt_keys, prompt_values, _, scaling = attention_inputs(split, length=1)
+    same_keys, same_values = prompt_keys[:1].repeat(2, 1, 1, 1), prompt_values[:1].repeat(2, 1, 1, 1)
+    got = attend_with_prompts(query, key, value, visible, same_keys, same_values, split, scaling)
+    alone = attend_with_prompts(query, key, value, visible, same_keys[:1], same_values[:1], torch.zeros(2, 1), scaling)
+    torch.testing.assert_close(got, alone, rtol=0, atol=1e-6)

@@ -1,0 +1,114 @@
+"""The configuration: defaults that hold, and one line for everything that does not."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from common.config import Config, default_run_config, kebab, read_config
+
+DEFAULTS = default_run_config(Path(__file__).parents[2])
+
+
+def read(**changes):
+    return read_config(DEFAULTS | {kebab(name): value for name, value in changes.items()})
+
+
+def test_the_defaults_are_valid_and_arrive_unchanged():
+    config = read_config(DEFAULTS)
+    assert {kebab(name): value for name, value in dataclasses.asdict(config).items()} == DEFAULTS
+
+
+def test_config_and_defaults_have_the_same_keys_in_the_same_order():
+    assert [kebab(field.name) for field in dataclasses.fields(Config)] == list(DEFAULTS)
+
+
+def test_a_whole_number_will_do_for_a_number():
+    config = read(temperature=2)
+    assert config.temperature == 2.0 and type(config.temperature) is float
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # Types
+        ({"num_rounds": "8"}, "num-rounds must be a whole number, got '8'"),
+        ({"num_rounds": 8.0}, "num-rounds must be a whole number, got 8.0"),
+        ({"num_rounds": True}, "num-rounds must be a whole number, got True"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+        ({"temperature": True}, "temperature must be a number, got True"),
+        ({"pretrain_gate": 1}, "pretrain-gate must be true or false, got 1"),
+        ({"name": 3}, "name must be text, got 3"),
+        ({"eval_split": 3}, "eval-split must be text, got 3"),
+        # Ranges
+        *(
+            ({name: 0}, f"{kebab(name)} must be at least 1, got 0")
+            for name in (
+                "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts "
+                "tokens_per_expert gate_hidden_size num_local_steps batch_size"
+            ).split()
+        ),
+        *(
+            ({name: value}, f"{kebab(name)} must be above 0, got {value}")
+            for name in "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
+            for value in (0.0, math.inf, math.nan)
+        ),
+        *(
+            ({name: value}, f"{kebab(name)} must be at least 0, got {value}")
+            for name, value in {"seed": -1, "gate_learning_rate": -0.1, "balance_weight": math.nan}.items()
+        ),
+        ({"client_fraction": 0.0}, "client-fraction must be above 0 and at most 1, got 0.0"),
+        ({"client_fraction": 1.5}, "client-fraction must be above 0 and at most 1, got 1.5"),
+        ({"client_fraction": math.nan}, "client-fraction must be above 0 and at most 1, got nan"),
+        # Choices
+        ({"quantization": "int4"}, "quantization must be one of none, nf4, int8, got 'int4'"),
+        ({"partition": "iid"}, "partition must be one of by-task, dirichlet, got 'iid'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"eval_split": "train"}, "eval-split must be one of validation, test, got 'train'"),
+        # Names and places
+        ({"name": ""}, "name must be letters, digits, '-', '_' or '.', got ''"),
+        ({"name": "a/b"}, "name must be letters, digits, '-', '_' or '.', got 'a/b'"),
+        ({"data": "none.jsonl"}, "data 'none.jsonl' is neither 'skills' nor a file: give the path of a JSONL file"),
+        ({"backbone": "llama"}, "unknown backbone 'llama': expected 'skills', a directory with a config.json or a hub"),
+        ({"injection_layer": -2}, "injection-layer must be -1 (the middle) or a layer from 0, got -2"),
+    ],
+)
+def test_a_bad_value_is_an_error_in_one_line(changes, message):
+    with pytest.raises(ValueError) as error:
+        read(**changes)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_an_injection_layer_past_the_last_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
+    assert read(backbone=str(tmp_path), injection_layer=3).injection_layer == 3
+    with pytest.raises(ValueError, match=r"injection-layer must be at most 3, the last layer of '.*', got 4"):
+        read(backbone=str(tmp_path), injection_layer=4)
+    assert read(backbone="owner/name", injection_layer=99).injection_layer == 99  # the hub is not asked
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("num-expert", "unknown key 'num-expert': did you mean num-experts"),
+        ("learning_rate", "unknown key 'learning_rate': did you mean learning-rate"),
+        ("zzz", "unknown key 'zzz': known keys: name, seed"),
+    ],
+)
+def test_an_unknown_key_suggests_the_near_one(key, message):
+    with pytest.raises(ValueError) as error:
+        read_config(DEFAULTS | {key: 1})
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match=r"batch-size is missing from the run's configuration: pyproject.toml holds"):
+        read_config({key: value for key, value in DEFAULTS.items() if key != "batch-size"})

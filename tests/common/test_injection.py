@@ -1,0 +1,413 @@
+"""Injection against written-out references: what prompts add, what they leave alone, and what the gate sees."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from tiny import (
+    CPU,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    VOCAB,
+    batch_of,
+    byte_tokenizer,
+    examples,
+    logits_of,
+    mixture_for,
+    tiny_backbone,
+    tiny_config,
+    tiny_llama,
+    tiny_prompted,
+    tokenized,
+)
+
+from common.answer_loss import answer_nll
+from common.backbone import Backbone
+from common.batches import collate
+from common.injection import (
+    PromptedBackbone,
+    decoder_layers,
+    forward,
+    hidden_at,
+    injection_layer,
+    probe_kv_shapes,
+)
+
+# float32 sums of about a hundred terms, in another order by another kernel; measured 2e-5 on logits of size 1 to 10.
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}
+
+
+def set_gate_to_expert(prompted: PromptedBackbone, expert: int) -> None:
+    """Make the gate give one expert all weight: the others' is exp(-1e4), exactly 0."""
+    gate = prompted.mixture.gate
+    with torch.no_grad():
+        gate.output.weight.zero_()
+        gate.output.bias.zero_()
+        gate.output.bias[expert] = 1e4
+
+
+# --- The whole model ---
+
+
+def llama_by_hand(model, ids, mixture, layer, num_prompt_tokens):
+    """Run a Llama with a mixture on one text in float64, every step written out: logits `[seq, vocab]`."""
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    arrays = {name: torch.from_numpy(array).double() for name, array in mixture.trained_arrays().items()}
+    seq, size = len(ids), model.config.head_dim
+    angles = torch.arange(seq).double()[:, None] * 10000.0 ** (-torch.arange(0, size, 2).double() / size)
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() * weight
+
+    def rotate(x):
+        return x * cos + torch.cat([-x[:, size // 2 :], x[:, : size // 2]], dim=-1) * sin
+
+    x = weights["model.embed_tokens.weight"][ids]
+    for index in range(LAYERS):
+        if index == layer:
+            gate_input = x[1:num_prompt_tokens].mean(0)  # all of the prompt but <s>
+            hidden = (arrays["gate.hidden.weight"] @ gate_input + arrays["gate.hidden.bias"]).tanh()
+            expert_weights = (arrays["gate.output.weight"] @ hidden + arrays["gate.output.bias"]).softmax(-1)
+        w = {
+            name.removeprefix(f"model.layers.{index}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"model.layers.{index}.")
+        }
+        normed = norm(x, w["input_layernorm.weight"])
+        q, k, v = (
+            (normed @ w[f"self_attn.{name}_proj.weight"].T).view(seq, -1, size).transpose(0, 1) for name in "qkv"
+        )
+        heads = []
+        for h in range(HEADS):
+            g = h // (HEADS // KV_HEADS)
+            odds = (rotate(q[h]) @ rotate(k[g]).T / size**0.5).exp().tril()
+            total, mixed = odds.sum(-1, keepdim=True), odds @ v[g]
+            if index >= layer:
+                for expert, weight in enumerate(expert_weights):
+                    odds = weight * (rotate(q[h]) @ arrays[f"pool.keys.{index}"][expert, :, g].T / size**0.5).exp()
+                    total = total + odds.sum(-1, keepdim=True)
+                    mixed = mixed + odds @ arrays[f"pool.values.{index}"][expert, :, g]
+            heads.append(mixed / total)
+        x = x + torch.cat(heads, dim=-1) @ w["self_attn.o_proj.weight"].T
+        normed = norm(x, w["post_attention_layernorm.weight"])
+        up = F.silu(normed @ w["mlp.gate_proj.weight"].T) * (normed @ w["mlp.up_proj.weight"].T)
+        x = x + up @ w["mlp.down_proj.weight"].T
+    return norm(x, weights["model.norm.weight"]) @ weights["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_logits_equal_a_llama_written_out(layer):
+    prompted = tiny_prompted(layer=layer)
+    texts = tokenized(examples(3))
+    batch = collate(texts, 2, CPU)
+    logits, _ = logits_of(prompted, batch)
+    for row, text in enumerate(texts):
+        ids = text.prompt_ids + text.answer_ids
+        expected = llama_by_hand(prompted.backbone.model, ids, prompted.mixture, layer, len(text.prompt_ids))
+        torch.testing.assert_close(logits[row].double(), expected[-batch.num_logits :], **FLOAT32)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_one_expert_is_a_prefix_in_the_key_value_cache(family):
+    """Deep prompts from layer 0 on, as peft's prefix tuning places them; positions are not shifted."""
+    sizes = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "gpt2":
+            config = transformers.GPT2Config(n_embd=64, n_layer=3, n_head=4, initializer_range=0.15, **sizes)
+        elif family == "qwen3":
+            config = transformers.Qwen3Config(**(tiny_config().to_dict() | {"head_dim": 24, "model_type": "qwen3"}))
+        else:
+            config = tiny_config()
+        model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    backbone = Backbone(model, byte_tokenizer(), family, CPU)
+    mixture = mixture_for(backbone, num_experts=1, layer=0)
+    batch = batch_of(3)
+    prompted = PromptedBackbone(backbone, mixture)
+    logits, log_weights = logits_of(prompted, batch)
+    prompted.remove()
+    assert mixture.gate is None and torch.equal(log_weights, torch.zeros(3, 1))
+
+    cache = transformers.DynamicCache()
+    for layer in range(backbone.num_layers):
+        keys, values = (
+            pairs[str(layer)].detach().transpose(1, 2).expand(3, -1, -1, -1)
+            for pairs in (mixture.pool.keys, mixture.pool.values)
+        )
+        cache.update(keys, values, layer)
+    expected = model(
+        input_ids=batch.input_ids,
+        attention_mask=torch.cat([torch.ones(3, 4, dtype=torch.long), batch.attention_mask], dim=1),
+        position_ids=(batch.attention_mask.cumsum(1) - 1).clamp_min(0),
+        past_key_values=cache,
+    ).logits
+    torch.testing.assert_close(logits, expected[:, -batch.num_logits :], **FLOAT32)
+
+
+def test_one_hot_gate_picks_its_expert():
+    prompted = tiny_prompted(num_experts=3)
+    batch = batch_of()
+    for expert in range(3):
+        set_gate_to_expert(prompted, expert)
+        logits, log_weights = logits_of(prompted, batch)
+        assert torch.equal(log_weights.exp(), F.one_hot(torch.full((4,), expert), 3).float())
+        single = mixture_for(prompted.backbone, num_experts=1)
+        for pairs, own in (
+            (prompted.mixture.pool.keys, single.pool.keys),
+            (prompted.mixture.pool.values, single.pool.values),
+        ):
+            for layer, tensor in pairs.items():
+                own[layer].data = tensor.data[expert : expert + 1].clone()
+        alone = PromptedBackbone(tiny_backbone(), single)
+        torch.testing.assert_close(logits, logits_of(alone, batch)[0], **FLOAT32)
+
+
+def test_without_prompts_the_backbone_is_bit_identical():
+    batch = batch_of()
+    padded = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    whole = {"input_ids": batch.input_ids[:1, -20:], "attention_mask": torch.ones(1, 20, dtype=torch.long)}
+    positions = [(inputs["attention_mask"].cumsum(1) - 1).clamp_min(0) for inputs in (padded, whole)]
+    plain = tiny_llama()  # never touched by us
+    expected = [plain(**inputs, position_ids=at).logits for inputs, at in zip((padded, whole), positions, strict=True)]
+
+    def equals_plain(backbone):
+        return [
+            torch.equal(forward(backbone, **inputs, num_logits=logits.shape[1]), logits)
+            for inputs, logits in zip((padded, whole), expected, strict=True)
+        ]
+
+    backbone = tiny_backbone()
+    assert equals_plain(backbone) == [True, True]
+    prompted = PromptedBackbone(backbone, mixture_for(backbone))
+    assert equals_plain(backbone) == [True, True]
+    with_prompts, _ = logits_of(prompted, batch)
+    assert not torch.allclose(with_prompts, expected[0][:, -batch.num_logits :], atol=0.1)
+    assert equals_plain(backbone) == [True, True]
+    prompted.remove()
+    assert equals_plain(backbone) == [True, True]
+    for module in backbone.model.modules():
+        assert not module._forward_pre_hooks and "prompts" not in module.__dict__
+
+
+def test_the_backbone_adopts_no_parameters():
+    prompted = tiny_prompted()
+    assert prompted.backbone.model.state_dict().keys() == tiny_llama().state_dict().keys()
+    assert sum(1 for _ in prompted.backbone.model.parameters()) == sum(1 for _ in tiny_llama().parameters())
+
+
+def test_padding_changes_nothing():
+    prompted = tiny_prompted()
+    texts = tokenized(examples(4))
+    assert len({text.num_tokens for text in texts}) > 1
+    batch = collate(texts, 2, CPU)
+    logits, log_weights = logits_of(prompted, batch)
+    for row, text in enumerate(texts):
+        single = collate([text], 2, CPU)
+        assert single.attention_mask.all()
+        logits_alone, log_weights_alone = logits_of(prompted, single)
+        torch.testing.assert_close(logits[row, -single.num_logits :], logits_alone[0], **FLOAT32)
+        torch.testing.assert_close(log_weights[row], log_weights_alone[0], **FLOAT32)
+
+
+def test_the_order_of_a_batch_changes_nothing():
+    prompted = tiny_prompted()
+    texts = tokenized(examples(4))
+    logits, log_weights = logits_of(prompted, collate(texts, 2, CPU))
+    turned, turned_weights = logits_of(prompted, collate(texts[::-1], 2, CPU))
+    torch.testing.assert_close(logits.flip(0), turned, **FLOAT32)
+    torch.testing.assert_close(log_weights.flip(0), turned_weights, **FLOAT32)
+
+
+# --- The gate ---
+
+
+def test_the_gate_never_sees_the_answer():
+    prompted = tiny_prompted()
+    batch = batch_of()
+    _, log_weights = logits_of(prompted, batch)
+    others = batch.input_ids.clone()
+    for row, labels in enumerate(batch.labels):
+        answer = int((labels >= 0).sum())
+        others[row, -answer:] = 3 + (others[row, -answer:] + 7) % 250
+    assert not torch.equal(others, batch.input_ids)
+    changed = prompted.logits(others, batch.attention_mask, batch.input_mask, batch.num_logits)[1]
+    assert torch.equal(changed, log_weights)
+    others = batch.input_ids.clone()
+    others[:, -30] += 1  # an input token, for comparison
+    changed = prompted.logits(others, batch.attention_mask, batch.input_mask, batch.num_logits)[1]
+    assert not torch.equal(changed, log_weights)
+
+
+def test_the_gate_never_sees_padding():
+    prompted = tiny_prompted()
+    texts = tokenized(examples(4))
+    weights = [logits_of(prompted, collate(texts, pad, CPU))[1] for pad in (2, 77)]
+    assert torch.equal(*weights)
+
+
+def test_the_gate_reads_the_mean_over_instruction_and_input():
+    prompted = tiny_prompted()
+    texts = tokenized(examples(4))
+    logits_of(prompted, collate(texts, 2, CPU))
+    for row, text in enumerate(texts):
+        single = collate([text], 2, CPU)
+        hidden = hidden_at(prompted.backbone, 2, single.input_ids, single.attention_mask)[0]
+        assert text.special == [True] + [False] * (len(text.prompt_ids) - 1)
+        expected = hidden[1 : len(text.prompt_ids)].mean(dim=0)
+        torch.testing.assert_close(prompted.gate_input[row], expected, **FLOAT32)
+    assert not prompted.gate_input.requires_grad
+
+
+# --- Where prompts are ---
+
+
+def test_layers_below_the_injection_layer_get_no_prompts():
+    prompted = tiny_prompted(layer=2)
+    with_prompts = ["prompts" in layer.self_attn.__dict__ for layer in decoder_layers(prompted.backbone.model, LAYERS)]
+    assert with_prompts == [False, False, True, True]
+    entered = {}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs, index=index: entered.update({index: args[0]}), with_kwargs=True
+        )
+        for index, layer in enumerate(prompted.backbone.model.model.layers)
+    ]
+    batch = batch_of()
+    logits_of(prompted, batch)
+    for hook in hooks:
+        hook.remove()
+    for layer in range(LAYERS):
+        plain = hidden_at(prompted.backbone, layer, batch.input_ids, batch.attention_mask)
+        assert torch.equal(entered[layer], plain) == (layer <= 2)
+        assert entered[layer].requires_grad == (layer > 2)  # the backward stops at the injection layer
+
+
+def test_hidden_at_equals_output_hidden_states_and_runs_no_further():
+    backbone = tiny_backbone()
+    batch = batch_of()
+    expected = tiny_llama()(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=(batch.attention_mask.cumsum(1) - 1).clamp_min(0),
+        output_hidden_states=True,
+    ).hidden_states
+    ran = []
+    for index, layer in enumerate(backbone.model.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for layer in range(LAYERS):
+        ran.clear()
+        assert torch.equal(hidden_at(backbone, layer, batch.input_ids, batch.attention_mask), expected[layer])
+        assert ran == list(range(layer))
+    ran.clear()
+    forward(backbone, batch.input_ids, batch.attention_mask, 1)
+    assert ran == list(range(LAYERS))
+
+
+def test_the_middle_is_the_default_injection_layer():
+    backbone = tiny_backbone()
+    assert [injection_layer(backbone, configured) for configured in (-1, 0, 3)] == [2, 0, 3]
+    with pytest.raises(ValueError, match="injection-layer must be at most 3, the backbone's last layer, got 4"):
+        injection_layer(backbone, 4)
+
+
+def test_the_probe_reads_key_value_shapes_from_the_layer_on():
+    assert probe_kv_shapes(tiny_backbone(), 1) == dict.fromkeys([1, 2, 3], (2, 16, 16))
+
+
+# --- Gradients ---
+
+
+def loss_of(prompted, batch):
+    logits, _ = logits_of(prompted, batch)
+    return answer_nll(logits.double(), batch.labels).mean()
+
+
+def test_gradients_equal_finite_differences():
+    backbone = tiny_backbone(torch.float64)
+    prompted = PromptedBackbone(backbone, mixture_for(backbone).double())
+    batch = batch_of()
+    loss_of(prompted, batch).backward()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in prompted.mixture.named_parameters():
+        # Along a direction that leans on the gradient, so that the slope is not lost in noise.
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        direction = direction / direction.norm() + parameter.grad / parameter.grad.norm()
+        slope = float((parameter.grad * direction).sum())
+        step = 5e-3
+        with torch.no_grad():
+            parameter += step * direction
+            above = loss_of(prompted, batch)
+            parameter -= 2 * step * direction
+            below = loss_of(prompted, batch)
+            parameter += step * direction
+        # The softmax and the logits are float32: the loss carries an error of about 1e-6, the slope one of 1e-3.
+        assert float(above - below) / (2 * step) == pytest.approx(slope, rel=5e-3, abs=1e-4), name
+
+
+def test_only_pool_and_gate_have_gradients():
+    prompted = tiny_prompted()
+    loss_of(prompted, batch_of()).backward()
+    for name, parameter in prompted.mixture.named_parameters():
+        assert parameter.grad.isfinite().all() and (parameter.grad != 0).any(), name
+        assert name.startswith(("pool.", "gate."))
+    for parameter in prompted.backbone.model.parameters():
+        assert parameter.grad is None and not parameter.requires_grad
+
+
+def test_an_expert_without_weight_gets_no_gradient():
+    prompted = tiny_prompted()
+    set_gate_to_expert(prompted, 1)
+    loss_of(prompted, batch_of()).backward()
+    for name, parameter in prompted.mixture.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        if name.startswith("pool."):
+            assert (parameter.grad[[0, 2]] == 0).all() and (parameter.grad[1] != 0).any()
+
+
+# --- Backbones that do not fit ---
+
+
+def foreign(family):
+    sizes = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
+    llama_like = sizes | {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "pad_token_id": 2,
+    }
+    configs = {
+        "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=2, **sizes),
+        "gptj": lambda: transformers.GPTJConfig(n_embd=32, n_layer=2, n_head=2, rotary_dim=8, **sizes),
+        "falcon": lambda: transformers.FalconConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **sizes
+        ),
+        "gemma2": lambda: transformers.Gemma2Config(**llama_like),
+        "gpt_oss": lambda: transformers.GptOssConfig(num_local_experts=2, num_experts_per_tok=1, **llama_like),
+    }
+    model = transformers.AutoModelForCausalLM.from_config(configs[family]()).eval().requires_grad_(False)
+    return Backbone(model, byte_tokenizer(), family, CPU)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("bloom", "BloomForCausalLM"), ("gptj", "GPTJForCausalLM"), ("falcon", "FalconForCausalLM")]
+)
+def test_a_backbone_outside_the_attention_interface_is_refused_by_name(family, name):
+    with pytest.raises(ValueError, match=f"{name} does not pass its attention through transformers' interface"):
+        probe_kv_shapes(foreign(family), 1)
+
+
+@pytest.mark.parametrize(("family", "feature"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_attention_that_prompts_cannot_join_is_refused(family, feature):
+    backbone = foreign(family)
+    with pytest.raises(ValueError, match=feature):
+        probe_kv_shapes(backbone, 1)  # before the backbone alone is scored, which would leave the feature out
+
+
+def test_a_model_without_a_stack_of_layers_is_refused():
+    with pytest.raises(ValueError, match="found no stack of 7 decoder layers in LlamaForCausalLM"):
+        decoder_layers(tiny_llama(), 7)

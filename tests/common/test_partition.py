@@ -1,0 +1,107 @@
+"""Who owns what: everything has one owner, clients differ, and every task has two holders at least."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from common.config import default_run_config, read_config
+from common.example import Example
+from common.partition import partition, partitions_of
+from common.skills.suite import SKILLS, skill_examples
+
+DEFAULTS = default_run_config(Path(__file__).parents[2])
+
+
+def config(**changes):
+    small = {"train-examples": 20, "eval-examples": 10}
+    return read_config(DEFAULTS | small | {name.replace("_", "-"): value for name, value in changes.items()})
+
+
+def built_in(train=20, test=10):
+    return [*skill_examples("train", train, 0), *skill_examples("test", test, 0)]
+
+
+def one_source(num_tasks=3, count=20):
+    return [
+        Example(split, f"task {task}", "domain", "", "do", f"{split} {task} {n}", "done")
+        for split in ("train", "test")
+        for task in range(num_tasks)
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("method", ["by-task", "dirichlet"])
+@pytest.mark.parametrize("num_clients", [1, 2, 5, 8])
+@pytest.mark.parametrize("draw", [built_in, one_source])
+def test_every_example_has_one_owner(method, num_clients, draw):
+    examples = draw()
+    partitions = partition(examples, method, num_clients, 10.0, 0)
+    assert len(partitions) == num_clients
+    assert Counter(example for owned in partitions for example in owned) == Counter(examples)
+
+
+def test_by_default_every_task_has_two_holders_and_every_client_some_of_each_split():
+    partitions = partitions_of(config())
+    assert len(partitions) == 8
+    for split in ("train", "test"):
+        holders = Counter(task for owned in partitions for task in {e.task for e in owned if e.split == split})
+        assert len(holders) == len(SKILLS) and min(holders.values()) >= 2
+    # A client is scored on the tasks that it trains on.
+    for owned in partitions:
+        assert {e.task for e in owned if e.split == "train"} == {e.task for e in owned if e.split == "test"}
+
+
+def test_by_default_clients_differ_in_tasks_and_sources():
+    partitions = partitions_of(config())
+    assert [{example.source for example in owned} for owned in partitions] == [{"arrow"}, {"label"}] * 4
+    tasks = [frozenset(example.task for example in owned) for owned in partitions]
+    assert len(set(tasks)) == 8
+    assert all(len(held) <= len(SKILLS) // 4 + 1 for held in tasks)
+
+
+def test_one_source_is_shared_between_the_groups():
+    partitions = partition(one_source(), "by-task", 4, 1.0, 0)
+    for task in ("task 0", "task 1", "task 2"):
+        for split, group in (("train", 0), ("train", 1), ("test", 0), ("test", 1)):
+            owned = [e for c, part in enumerate(partitions) if c % 2 == group for e in part]
+            assert sum(e.task == task and e.split == split for e in owned) == 10
+
+
+def test_clients_that_share_a_task_share_it_evenly():
+    partitions = partition(one_source(num_tasks=1, count=40), "by-task", 8, 1.0, 0)
+    assert [len(owned) for owned in partitions] == [10] * 8
+
+
+@pytest.mark.parametrize("method", ["by-task", "dirichlet"])
+def test_the_seed_decides(method):
+    first, same, other = (partition(built_in(), method, 4, 1.0, seed) for seed in (0, 0, 1))
+    assert first == same != other
+
+
+def test_a_small_alpha_makes_clients_differ_more():
+    def largest_share(alpha):
+        parts = partition(built_in(40, 0), "dirichlet", 4, alpha, 0)
+        counts = [Counter(example.task for example in owned) for owned in parts]
+        return sum(max(count[skill.name] for count in counts) / 40 for skill in SKILLS) / len(SKILLS)
+
+    assert largest_share(1000.0) < 0.35 < 0.5 < largest_share(0.1)
+
+
+# The partitioner warns of each of its ten attempts; the error says what there is to say.
+@pytest.mark.filterwarnings("ignore:The specified min_partition_size:UserWarning")
+def test_a_dirichlet_draw_that_fails_is_an_error_in_one_line():
+    with pytest.raises(ValueError) as error:
+        partition(one_source(num_tasks=1, count=5), "dirichlet", 10, 1e-3, 0)
+    assert str(error.value).startswith("dirichlet-alpha 0.001 leaves some of 10 clients without examples: raise it")
+    assert "\n" not in str(error.value)
+
+
+def test_more_clients_than_training_examples_are_an_error():
+    with pytest.raises(ValueError, match=f"num-clients is 50, but there are only {2 * len(SKILLS)} training examples"):
+        partitions_of(config(num_clients=50, train_examples=2))
+
+
+def test_a_client_without_examples_of_a_split_is_an_error():
+    with pytest.raises(ValueError, match=r"client \d+ of 8 owns no test examples: ask for fewer clients, more"):
+        partitions_of(config(partition="dirichlet", dirichlet_alpha=0.05, eval_examples=1))

@@ -1,0 +1,223 @@
+"""Messages: what is packed comes out, weighs what it should, and malformed ones raise what the server catches."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.mixture_arrays import MixtureShape, initial_arrays, num_parameters
+from common.perplexity import AnswerScore
+from common.wire import (
+    PrepareReply,
+    TrainReply,
+    instruction,
+    message_bytes,
+    pack_arrays,
+    pack_moments,
+    pack_prepare_reply,
+    pack_scores,
+    pack_train_reply,
+    read_instruction,
+    unpack_arrays,
+    unpack_moments,
+    unpack_prepare_reply,
+    unpack_scores,
+    unpack_train_reply,
+)
+
+SHAPE = MixtureShape(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
+ARRAYS = initial_arrays(SHAPE, np.random.default_rng(0))
+SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
+
+
+def train_reply():
+    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75)
+
+
+def prepare_reply():
+    counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
+    kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
+    return PrepareReply(5, "abc", 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
+
+
+def assert_same_arrays(got, expected):
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype and np.array_equal(got[name], array)
+
+
+def test_arrays_come_out_as_they_went_in():
+    odd = {
+        "x": np.float64([[1, 2]]),
+        "y": np.array([True]),
+        "z": np.zeros((0, 3), np.float32),
+        "f": ARRAYS["gate.mean"],
+    }
+    assert_same_arrays(unpack_arrays(pack_arrays(ARRAYS | odd)), ARRAYS | odd)
+
+
+def test_an_instruction_comes_out_as_it_went_in():
+    server_round, arrays = read_instruction(instruction(7, ARRAYS))
+    assert server_round == 7
+    assert_same_arrays(arrays, ARRAYS)
+    assert not instruction(1).array_records
+
+
+def test_a_train_reply_comes_out_as_it_went_in():
+    reply, expected = unpack_train_reply(pack_train_reply(train_reply())), train_reply()
+    assert_same_arrays(reply.arrays, expected.arrays)
+    assert np.array_equal(reply.usage, expected.usage)
+    assert (reply.loss, reply.num_examples, reply.gate_entropy) == (1.25, 40, 0.75)
+
+
+def test_scores_come_out_as_they_went_in():
+    assert unpack_scores(pack_scores(SCORES)) == SCORES
+    assert list(unpack_scores(pack_scores(SCORES))) == ["b", "a"]
+
+
+def test_a_prepare_reply_comes_out_as_it_went_in():
+    got, expected = vars(unpack_prepare_reply(pack_prepare_reply(prepare_reply()))), vars(prepare_reply())
+    for name in ("counts", "sums", "squares"):
+        assert np.array_equal(got.pop(name), expected.pop(name))
+    assert got == expected
+
+
+def test_moments_come_out_as_they_went_in():
+    moments = np.arange(9, dtype=np.float32).reshape(3, 3)
+    got = unpack_moments(pack_moments(moments))
+    assert got.dtype == np.float64 and np.array_equal(got, moments)
+
+
+# --- Size ---
+
+
+def drawn(shapes):
+    """Draw arrays that differ: Flower ships equal bytes once."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=dimensions).astype(np.float32) for name, dimensions in shapes.items()}
+
+
+def test_a_record_weighs_four_bytes_a_parameter_and_a_header_an_array():
+    # Flower's headers, as pinned: numpy's own of 128 bytes, dtype and shape, and a hash for the array and its chunk.
+    payload = 4 * 8 * 5 * 2 * 16
+    headers = [
+        message_bytes(pack_arrays(drawn({f"pool.keys.{n}": (8, 5, 2, 16) for n in range(count)}))) - payload * count
+        for count in range(1, 9)
+    ]
+    assert headers[0] == 475
+    assert all(460 <= after - before <= 461 for before, after in pairwise(headers))
+
+
+def test_messages_both_ways_weigh_what_the_shapes_say():
+    down = message_bytes(instruction(1, drawn(SHAPE.all())))
+    update = TrainReply(drawn(SHAPE.trainable()), 1.0, 40, np.ones(3), 0.5)
+    up = message_bytes(pack_train_reply(update))
+    statistics = 2 * SHAPE.hidden_size
+    # An array's header, and 700 bytes at most for the round or the metrics and the records around them.
+    assert 0 < down - 4 * (num_parameters(SHAPE) + statistics) < 480 * len(SHAPE.all()) + 700
+    assert 0 < up - 4 * num_parameters(SHAPE) < 480 * len(SHAPE.trainable()) + 700
+
+
+# --- Malformed ---
+
+
+def without(record, key):
+    return type(record)({name: value for name, value in record.items() if name != key})
+
+
+def array_claiming(shape):
+    """Build an array whose bytes claim a shape that they do not have."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return Array("float32", shape, "numpy.ndarray", file.getvalue())
+
+
+def broken_contents(content):
+    """Yield the content with each record and each key left out, then with each value replaced by another kind."""
+    for name, record in content.items():
+        yield RecordDict({other: content[other] for other in content if other != name})
+        for key in record:
+            yield RecordDict({**content, name: without(record, key)})
+            if isinstance(record, MetricRecord):
+                others = [1, 1.5, float("nan"), float("inf"), [], [1], [0.5, float("inf")], [float("nan")] * 2]
+            elif isinstance(record, ConfigRecord):
+                others = ["x", b"x", True, -1, float("inf"), [], ["x"], [1], [1, 2], [1.5, float("inf")], [b"x"]]
+            else:
+                others = [
+                    Array("float32", (1,), "numpy.ndarray", data)
+                    for data in (b"", b"garbage", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}")
+                ]
+                others += [Array("float32", (1,), "torch.Tensor", b"x"), Array(np.zeros((0,)))]
+                others += [array_claiming((3,)), array_claiming((10**13,)), array_claiming((10**30,))]
+            for value in others:
+                yield RecordDict({**content, name: type(record)({**record, key: value})})
+
+
+@pytest.mark.parametrize(
+    ("unpack", "content"),
+    [
+        (unpack_train_reply, pack_train_reply(train_reply())),
+        (unpack_scores, pack_scores(SCORES)),
+        (unpack_prepare_reply, pack_prepare_reply(prepare_reply())),
+        (unpack_moments, pack_moments(np.eye(2, dtype=np.float32))),
+    ],
+)
+def test_a_malformed_reply_raises_only_what_the_server_catches(unpack, content):
+    num_broken, escaped = 0, []
+    for broken in broken_contents(content):
+        num_broken += 1
+        try:
+            unpack(broken)
+        except (KeyError, TypeError, ValueError):
+            pass
+        except Exception as error:
+            escaped.append(f"{type(error).__name__}: {error}")
+    assert num_broken > 8
+    assert escaped == []
+
+
+@pytest.mark.parametrize("unpack", [unpack_train_reply, unpack_scores, unpack_prepare_reply, unpack_moments])
+def test_an_empty_reply_is_a_key_error(unpack):
+    with pytest.raises(KeyError):
+        unpack(RecordDict())
+
+
+def test_wrong_kinds_are_refused():
+    content = pack_scores(SCORES)
+    impossible = {
+        "nll": ([1.0], [-1.0, 0.0], [float("nan"), 0.0], [0.0, float("inf")]),
+        "num-tokens": ([0, 1], [1, -1]),
+        "num-characters": ([0, 1], [-1, 1]),
+        "num-examples": ([0, 1], [-1, 1]),
+    }
+    for key, values in ((key, values) for key, several in impossible.items() for values in several):
+        metrics = MetricRecord({**content["scores"], key: values})
+        with pytest.raises(ValueError):
+            unpack_scores(RecordDict({**content, "scores": metrics}))
+    content["tasks"] = ConfigRecord({"names": "ab"})
+    with pytest.raises(TypeError, match="expected a list of texts, got 'ab'"):
+        unpack_scores(content)
+    content = pack_train_reply(train_reply())
+    content["metrics"] = MetricRecord({**content["metrics"], "loss": [1.0]})
+    with pytest.raises(TypeError, match=r"expected a number, got \[1.0\]"):
+        unpack_train_reply(content)
+
+
+def test_no_scores_are_refused():
+    empty = MetricRecord({"nll": [], "num-tokens": [], "num-characters": [], "num-examples": []})
+    with pytest.raises(ValueError, match="there are no scores"):
+        unpack_scores(RecordDict({"tasks": ConfigRecord({"names": []}), "scores": empty}))
+
+
+def test_arrays_of_a_foreign_kind_are_refused():
+    record = ArrayRecord({"x": Array("float32", (1,), "torch.Tensor", b"x")})
+    with pytest.raises((TypeError, ValueError), match=r"torch\.Tensor"):
+        unpack_arrays(record)
+
+
+@pytest.mark.parametrize("bad", [np.ones(4), np.ones((2, 3)), np.full((2, 2), np.inf)])
+def test_moments_that_are_no_finite_square_are_refused(bad):
+    with pytest.raises(ValueError, match="the moments are not a finite square matrix"):
+        unpack_moments(pack_moments(bad))

@@ -1,0 +1,104 @@
+"""A tiny random Llama that stands in for a backbone, and mixtures and examples for it."""
+
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from common.backbone import Backbone
+from common.batches import Batch, TokenizedExample, collate, tokenize
+from common.example import Example
+from common.injection import PromptedBackbone, probe_kv_shapes
+from common.mixture import Mixture
+from common.mixture_arrays import MixtureShape, initial_arrays
+from common.tokenizer import train_tokenizer
+
+CPU = torch.device("cpu")
+VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS = 259, 64, 4, 4, 2
+
+
+@cache
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([], VOCAB)
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    """Large first weights: with the usual ones attention is nearly even and hides mistakes."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+        "attn_implementation": "sdpa",
+    }
+    return LlamaConfig(**(sizes | changes))
+
+
+def tiny_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(tiny_config(**changes)).eval().requires_grad_(False)
+
+
+def tiny_backbone(dtype: torch.dtype = torch.float32) -> Backbone:
+    return Backbone(tiny_llama().to(dtype), byte_tokenizer(), "tiny", CPU)
+
+
+def mixture_for(
+    backbone: Backbone, num_experts: int = 3, layer: int = 2, scale: float = 10.0, seed: int = 0
+) -> Mixture:
+    """Draw a mixture whose prompts are `scale` times the usual first ones, so that they show."""
+    shape = MixtureShape(num_experts, 4, 8, backbone.hidden_size, probe_kv_shapes(backbone, layer))
+    rng = np.random.default_rng(seed)
+    arrays = initial_arrays(shape, rng)
+    for name, array in arrays.items():
+        if name.startswith("pool."):
+            array *= np.float32(scale)
+        elif name.endswith("bias"):
+            array += rng.normal(size=array.shape).astype(np.float32)
+    mixture = Mixture(shape, temperature=1.0)
+    mixture.load_arrays(arrays)
+    return mixture
+
+
+def tiny_prompted(num_experts: int = 3, layer: int = 2) -> PromptedBackbone:
+    backbone = tiny_backbone()
+    return PromptedBackbone(backbone, mixture_for(backbone, num_experts, layer))
+
+
+def examples(count: int = 12) -> list[Example]:
+    """Draw examples of three tasks in turn, of various lengths; not of the suite, so that golden losses outlive it."""
+    rng = Random(0)
+    drawn = []
+    for index in range(count):
+        word = "".join(rng.choice("abcdefgh") for _ in range(rng.randint(2, 9)))
+        task, domain, instruction, output = (
+            ("shout", "letters", "write it in capitals", word.upper()),
+            ("turn", "letters", "spell the word backwards", word[::-1]),
+            ("count", "numbers", "how many letters are in the word", str(len(word))),
+        )[index % 3]
+        drawn.append(Example("train", task, domain, "", instruction, f"input: {word}", output))
+    return drawn
+
+
+def tokenized(some: Sequence[Example]) -> list[TokenizedExample]:
+    return [tokenize(example, byte_tokenizer(), 128) for example in some]
+
+
+def batch_of(count: int = 4) -> Batch:
+    return collate(tokenized(examples(count)), 2, CPU)
+
+
+def logits_of(prompted: PromptedBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
