@@ -1,13 +1,18 @@
 """A client's own data, tokenized once per process."""
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from functools import cache
 
 from common.backbone import Backbone
-from common.batches import TokenizedExample, tokenize
+from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import Config
 from common.example import Example
 from common.partition import partitions_of
+
+# A child of Flower's logger, so that it is shown where the client runs.
+log = logging.getLogger("flwr.fedmops")
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,34 @@ class PartitionData:
 # One entry per client of a simulation; a run's data is small beside its backbone.
 @cache
 def load_partition_data(config: Config, partition: int, backbone: Backbone) -> PartitionData:
-    """Load and tokenize the examples of one partition."""
+    """Load and tokenize the examples of one partition.
+
+    Those whose answers do not fit are left out and counted in the log. Raises ValueError when none is left.
+    """
     owned = partitions_of(config)[partition]
     longest = min(config.max_sequence_tokens, backbone.max_positions)
 
     def split(name: str) -> TokenizedSplit:
-        examples = tuple(example for example in owned if example.split == name)
-        return TokenizedSplit(examples, tuple(tokenize(example, backbone.tokenizer, longest) for example in examples))
+        fitting = []
+        of_split = [example for example in owned if example.split == name]
+        for example in of_split:
+            with contextlib.suppress(AnswerTooLongError):
+                fitting.append((example, tokenize(example, backbone.tokenizer, longest)))
+        if not fitting:
+            raise ValueError(
+                f"none of the {len(of_split)} {name} answers of client {partition} fits into {longest} tokens, the "
+                "least of max-sequence-tokens and the backbone's longest text: raise it or choose another backbone"
+            )
+        if len(fitting) < len(of_split):
+            log.warning(
+                "client %d leaves out %d of %d %s examples: their answers do not fit into %d tokens",
+                partition,
+                len(of_split) - len(fitting),
+                len(of_split),
+                name,
+                longest,
+            )
+        examples, tokenized = zip(*fitting, strict=True)
+        return TokenizedSplit(examples, tokenized)
 
     return PartitionData(split("train"), split(config.eval_split))

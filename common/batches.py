@@ -43,15 +43,19 @@ class Batch:
 IGNORED = -100
 
 
+class AnswerTooLongError(ValueError):
+    """An answer leaves no room for its prompt."""
+
+
 def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int) -> TokenizedExample:
     """Tokenize an example. A prompt that leaves no room loses its beginning; an answer is never cut.
 
-    Raises ValueError when the answer alone is longer than `max_sequence_tokens`.
+    Raises AnswerTooLongError when the answer alone is longer than `max_sequence_tokens`.
     """
     answer_ids = [*tokenizer(example.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     room = max_sequence_tokens - len(answer_ids)
     if room < 1:
-        raise ValueError(
+        raise AnswerTooLongError(
             f"an answer of task {example.task!r} has {len(answer_ids)} tokens, but max-sequence-tokens is "
             f"{max_sequence_tokens}: raise it or leave the example out"
         )

@@ -114,6 +114,9 @@ class _Processes:
             self._signal(signal.SIGKILL)
             if not _poll(lambda: not self._living(), _STOP_SECONDS):
                 logger.error("processes of the run survive and must be ended by hand: %s", self._living())
+            for leader in self._leaders:  # one that ended a moment ago is a zombie until it is waited for
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    leader.wait(timeout=_STOP_SECONDS)
             shutil.rmtree(self.home, ignore_errors=True)
 
     def start(self, program: str, arguments: list[str], log_path: Path) -> subprocess.Popen[bytes]:

@@ -85,6 +85,9 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 
 def _run_inline(run_config: dict[str, Value], config: Config) -> None:
+    # libgomp's threads wait by spinning. With another process on one of two cores a round then took 12 times as long;
+    # with so short a spin 2.4 times, and no longer on an idle machine (docs/log.md). Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # torch and transformers take seconds to import: only once the input is known to be right.
     from client.app import app as client_app
     from server.app import app as server_app

@@ -103,4 +103,6 @@ class RunView:
         for step, failures in line["failed"].items():
             for client, reason in failures.items():
                 who = "node" if step == PREPARE else "client"
-                self._console.print(f"  {who} {client} failed to {step}: {reason}", style="yellow", markup=False)
+                self._console.print(
+                    f"  {who} {client} failed to {step}: {reason}", style="yellow", markup=False, soft_wrap=True
+                )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tiny import byte_tokenizer, tiny_backbone
 
 from client.partition_data import load_partition_data
@@ -39,3 +40,19 @@ def test_sequences_are_as_long_as_config_and_backbone_allow():
 def test_data_is_tokenized_once_per_process():
     backbone = tiny_backbone()
     assert load_partition_data(config(), 0, backbone) is load_partition_data(config(), 0, backbone)
+
+
+def test_answers_that_do_not_fit_are_left_out_and_counted(caplog):
+    backbone, longest = tiny_backbone(), 5
+    data = load_partition_data(config(max_sequence_tokens=longest), 0, backbone)
+    owned = [example for example in partitions_of(config(max_sequence_tokens=longest))[0] if example.split == "train"]
+    fitting = [example for example in owned if len(example.output) + 1 < longest]  # bytes, and the end of the text
+    assert 0 < len(fitting) < len(owned)
+    assert list(data.train.examples) == fitting
+    assert len(data.train.tokenized) == len(fitting)
+    assert f"client 0 leaves out {len(owned) - len(fitting)} of {len(owned)} train examples" in caplog.text
+
+
+def test_a_client_without_fitting_answers_is_an_error():
+    with pytest.raises(ValueError, match=r"none of the \d+ train answers of client 0 fits into 2 tokens"):
+        load_partition_data(config(max_sequence_tokens=2), 0, tiny_backbone())
