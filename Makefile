@@ -26,6 +26,7 @@ clean: ## remove the environment, caches and runs
 
 # Anew when the dependencies change. TORCH_INDEX names another index for torch, for a CUDA or CPU build.
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
-	touch $@
+	@echo "setting up $(VENV): some minutes, 1.5 GB with a CPU build of torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
+	@touch $@

@@ -78,11 +78,8 @@ def on_train(message: Message, context: Context) -> Message:
         balance_weight=config.balance_weight,
     )
     rng = np.random.default_rng([config.seed, server_round, partition])
-    prompted = _prompted(config, backbone, arrays)
-    try:
+    with _prompted(config, backbone, arrays) as prompted:
         result = train(prompted, data.train.tokenized, settings, rng)
-    finally:
-        prompted.remove()
     reply = TrainReply(
         prompted.mixture.trained_arrays(), result.loss, result.num_examples, result.usage, result.gate_entropy
     )
@@ -94,11 +91,8 @@ def on_evaluate(message: Message, context: Context) -> Message:
     """Score the mixture that the server sent on the client's evaluation examples."""
     config, _, backbone, data = _open(context)
     _, arrays = read_instruction(message.content)
-    prompted = _prompted(config, backbone, arrays)
-    try:
+    with _prompted(config, backbone, arrays) as prompted:
         scores = evaluate(prompted, data.evaluation.examples, data.evaluation.tokenized)
-    finally:
-        prompted.remove()
     return Message(pack_scores(scores), reply_to=message)
 
 

@@ -105,7 +105,7 @@ def hidden_at(
 
 
 class PromptedBackbone:
-    """A backbone with a mixture injected from a layer on. `remove` gives the plain backbone back."""
+    """A backbone with a mixture injected from a layer on; at the end of a `with` the backbone is plain again."""
 
     def __init__(self, backbone: Backbone, mixture: Mixture) -> None:
         self.backbone = backbone
@@ -113,7 +113,6 @@ class PromptedBackbone:
         self.injection_layer = min(mixture.shape.kv_shapes)
         self._current = Pass()
         self._input_mask: Tensor | None = None
-        self.gate_input: Tensor | None = None  # [batch, hidden], of the latest pass
         attentions = _attentions(backbone)
         layers = decoder_layers(backbone.model, backbone.num_layers)
         self._attentions = [attentions[layer][0] for layer in mixture.shape.kv_shapes]
@@ -122,6 +121,12 @@ class PromptedBackbone:
                 mixture.pool.keys[str(layer)], mixture.pool.values[str(layer)], self._current
             )
         self._hook = layers[self.injection_layer].register_forward_pre_hook(self._weigh_experts, with_kwargs=True)
+
+    def __enter__(self) -> "PromptedBackbone":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def remove(self) -> None:
         """Take the mixture out of the backbone."""
@@ -132,8 +137,7 @@ class PromptedBackbone:
     def _weigh_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._input_mask is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            self.gate_input = mean_over_input(hidden, self._input_mask)
-            self._current.log_weights = self.mixture.log_weights(self.gate_input)
+            self._current.log_weights = self.mixture.log_weights(mean_over_input(hidden, self._input_mask))
 
     def logits(
         self,

@@ -48,8 +48,8 @@ def simulate(
         raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     run_config["run-directory"] = str(directory)
     console.print(
-        f"{config.num_clients} clients, {config.num_rounds} rounds, engine {engine}"
-        + (", all clients in one process with one backbone" if engine == Engine.INLINE else "")
+        f"clients: {config.num_clients}, rounds: {config.num_rounds}, engine: {engine}"
+        + (" (all clients in one process with one backbone)" if engine == Engine.INLINE else "")
     )
     started = time.monotonic()
     try:

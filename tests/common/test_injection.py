@@ -247,17 +247,22 @@ def test_the_gate_never_sees_padding():
     assert torch.equal(*weights)
 
 
-def test_the_gate_reads_the_mean_over_instruction_and_input():
+def test_the_gate_reads_the_mean_over_instruction_and_input(monkeypatch):
     prompted = tiny_prompted()
     texts = tokenized(examples(4))
+    weigh, read = prompted.mixture.log_weights, []
+    monkeypatch.setattr(
+        prompted.mixture, "log_weights", lambda gate_input: (read.append(gate_input), weigh(gate_input))[1]
+    )
     logits_of(prompted, collate(texts, 2, CPU))
+    (gate_input,) = read
     for row, text in enumerate(texts):
         single = collate([text], 2, CPU)
         hidden = hidden_at(prompted.backbone, 2, single.input_ids, single.attention_mask)[0]
         assert text.special == [True] + [False] * (len(text.prompt_ids) - 1)
         expected = hidden[1 : len(text.prompt_ids)].mean(dim=0)
-        torch.testing.assert_close(prompted.gate_input[row], expected, **FLOAT32)
-    assert not prompted.gate_input.requires_grad
+        torch.testing.assert_close(gate_input[row], expected, **FLOAT32)
+    assert not gate_input.requires_grad
 
 
 # --- Where prompts are ---

@@ -146,7 +146,7 @@ def test_a_run_prints_its_rounds_and_its_result_and_leaves_a_directory(
     (directory,) = (empty_directory / "runs").iterdir()
     assert directory.name.endswith("-first")
     assert (directory / "result.json").exists()
-    assert "3 clients, 2 rounds, engine inline" in shown
+    assert "clients: 3, rounds: 2, engine: inline" in shown
     for line in ("backbone alone: perplexity", "round 1 of 2: loss", "round 2 of 2: loss", "geometric mean over"):
         assert shown.count(line) == 1, line
     assert f"results are in runs/{directory.name}" in shown
