@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# At its import it warns that the optional package `kernels`, which would repack 4-bit weights on a CPU, is missing.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# It warns, at its import, that the optional package `kernels` is missing, which would repack 4-bit weights on a CPU,
+# and, at every product, that int8 weights are multiplied in float16.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 # ruff: noqa: E402
 import bitsandbytes

@@ -17,6 +17,8 @@ from common.skills.suite import skill_examples
 # Where a file names no splits, or no validation split, the examples' prompts decide by their hash.
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
+ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that some programs put first
+
 
 @lru_cache(maxsize=1)
 def load_examples(
@@ -55,7 +57,9 @@ def _rows(path: Path) -> Iterator[Example]:
     splits: dict[str, Split] = {}
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding=ENCODING) if path.suffix == ".gz" else open(path, encoding=ENCODING) as file
+        ):
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

@@ -36,7 +36,7 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
             if not any(example.split == split for example in owned):
                 raise ValueError(
                     f"client {client} of {config.num_clients} owns no {split} examples: ask for fewer clients, "
-                    "more examples or a larger dirichlet-alpha"
+                    "a larger dirichlet-alpha or data with more of that split"
                 )
     return partitions
 

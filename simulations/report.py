@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 MAX_NAMED_TASKS = 6
@@ -17,7 +18,7 @@ def result_table(result: dict[str, Any]) -> Table:
     for row in result["clients"]:
         table.add_row(
             str(row["client"]),
-            ", ".join(row["tasks"]) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
+            escape(", ".join(row["tasks"])) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
         )

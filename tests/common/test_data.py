@@ -136,3 +136,10 @@ def test_bytes_that_are_no_text_are_an_error_with_file_and_line(tmp_path, conten
     load_examples.cache_clear()
     with pytest.raises(ValueError, match=message):
         load_examples(str(path), 1, 1, "test", 0)
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode())
+    load_examples.cache_clear()
+    assert [example.task for example in load_examples(str(path), 1, 1, "test", 0)] == ["sum"]

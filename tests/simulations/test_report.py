@@ -9,7 +9,13 @@ from simulations.report import result_table
 
 RESULT = {
     "clients": [
-        {"client": 0, "tasks": ["reverse", "sum"], "num_examples": 7, "backbone_perplexity": 8.0, "perplexity": 2.0},
+        {
+            "client": 0,
+            "tasks": ["[b]reverse", "sum[/red]"],
+            "num_examples": 7,
+            "backbone_perplexity": 8.0,
+            "perplexity": 2.0,
+        },
         {"client": 1, "tasks": ["sort"], "num_examples": 5, "backbone_perplexity": 4.0},
         {"client": 2, "tasks": ["sum"], "num_examples": 3, "backbone_perplexity": 2.0, "perplexity": 3.0},
     ],
@@ -28,7 +34,7 @@ def rows() -> list[list[str]]:
 
 def test_a_clients_row_has_tasks_examples_perplexities_and_change(rows: list[list[str]]) -> None:
     assert rows[0] == ["client", "tasks", "examples", "backbone", "mixture", "change"]
-    assert rows[1] == ["0", "reverse, sum", "7", "8.00", "2.00", "-75%"]
+    assert rows[1] == ["0", "[b]reverse, sum[/red]", "7", "8.00", "2.00", "-75%"]
     assert rows[3] == ["2", "sum", "3", "2.00", "3.00", "+50%"]
 
 
