@@ -103,5 +103,7 @@ def test_more_clients_than_training_examples_are_an_error():
 
 
 def test_a_client_without_examples_of_a_split_is_an_error():
-    with pytest.raises(ValueError, match=r"client \d+ of 8 owns no test examples: ask for fewer clients, a larger dirichlet"):
+    with pytest.raises(
+        ValueError, match=r"client \d+ of 8 owns no test examples: ask for fewer clients, a larger dirichlet"
+    ):
         partitions_of(config(partition="dirichlet", dirichlet_alpha=0.05, eval_examples=1))
