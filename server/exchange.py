@@ -45,7 +45,8 @@ def exchange(
     every right one as it comes. `who` is the word for the keys of `nodes`.
     """
     sent = {client: Message(content, dst_node_id=node, message_type=message_type) for client, node in nodes.items()}
-    result: Exchanged[Reply] = Exchanged(bytes_down=message_bytes(content) * len(sent))
+    bytes_each = message_bytes(content)
+    result: Exchanged[Reply] = Exchanged(bytes_down=bytes_each * len(sent))
     deadline = time.monotonic() + timeout_seconds
     grid.push_messages(list(sent.values()))
     # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
@@ -79,7 +80,7 @@ def exchange(
         message_type,
         len(result.replies),
         len(sent),
-        message_bytes(content),
+        bytes_each,
         result.bytes_up,
     )
     # Sums must not depend on who was first.

@@ -1,6 +1,6 @@
 """A federation without a backbone: clients whose answers are known, and who misbehave as told."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from common.wire import (
     pack_train_reply,
     read_instruction,
 )
+from server.run_directory import RunDirectory
 from simulations.inline import InlineGrid
 
 SHAPE = MixtureShape(
@@ -142,6 +143,13 @@ def run_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def config(run_config: Callable[..., dict[str, Any]]) -> Config:
     return read_config(run_config())
+
+
+@pytest.fixture
+def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
+    directory = RunDirectory(tmp_path / "run", config)
+    yield directory
+    directory.close()
 
 
 class FakeNetwork(InlineGrid):

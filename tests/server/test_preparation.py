@@ -1,8 +1,7 @@
 """Before round 1: who takes part is settled by name, and the first mixture depends on the seed alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,6 @@ from server.gate_fit import expert_of_task, sum_statistics
 from server.preparation import Preparation, first_mixture, mixture_shape, prepare_clients
 from server.run_directory import METRICS, RunDirectory
 from simulations.inline import InlineGrid
-
-
-@pytest.fixture
-def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
-    directory = RunDirectory(tmp_path / "run", config)
-    yield directory
-    directory.close()
 
 
 @pytest.fixture

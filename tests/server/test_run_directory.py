@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,6 @@ from server.run_directory import METRICS, RESULT, ROUNDS, RunDirectory, new_run_
 from simulations.inline import run_inline
 
 RunConfig = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
-    directory = RunDirectory(tmp_path / "run", config)
-    yield directory
-    directory.close()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 
-from common.config import Config
 from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
 from common.perplexity import AnswerScore
 from common.wire import pack_prepare_reply, pack_scores, pack_train_reply
@@ -40,13 +39,6 @@ def strategy(shape: MixtureShape, num_clients: int = 3, **changes: Any) -> Mixtu
 @pytest.fixture
 def first(shape: MixtureShape) -> Arrays:
     return initial_arrays(shape, np.random.default_rng(0))
-
-
-@pytest.fixture
-def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
-    directory = RunDirectory(tmp_path / "run", config)
-    yield directory
-    directory.close()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
