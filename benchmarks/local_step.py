@@ -22,9 +22,11 @@ from rich.table import Table
 from client.trainer import TrainSettings, train
 from common.backbone import Backbone, load_backbone
 from common.batches import IGNORED, TokenizedExample, collate, pad_id, tokenize
-from common.injection import PromptedBackbone, injection_layer, probe_kv_shapes
+from common.decoder import injection_layer, probe_kv_shapes
+from common.injection import PromptedBackbone
 from common.mixture import Mixture
-from common.mixture_arrays import MixtureShape, initial_arrays, num_parameters
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec, num_parameters
 from common.skills.suite import skill_examples
 
 BATCH_SIZE, NUM_BATCHES = 16, 32
@@ -38,16 +40,16 @@ def mixture_step(backbone: Backbone) -> tuple[Step, int]:
     """Return a step of ours, and the number of trained parameters."""
     layer = injection_layer(backbone, -1)
     kv_shapes = probe_kv_shapes(backbone, layer)
-    shape = MixtureShape(NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE, backbone.hidden_size, kv_shapes)
-    mixture = Mixture(shape, temperature=1.0).to(backbone.device)
-    mixture.load_arrays(initial_arrays(shape, np.random.default_rng(0)))
+    spec = MixtureSpec(NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE, backbone.hidden_size, kv_shapes)
+    mixture = Mixture(spec).to(backbone.device)
+    mixture.load_arrays(initial_arrays(spec, np.random.default_rng(0)))
     prompted = PromptedBackbone(backbone, mixture)
     settings = TrainSettings(1, BATCH_SIZE, learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
 
     def step(examples: Sequence[TokenizedExample]) -> None:
         train(prompted, examples, settings, np.random.default_rng(0))
 
-    return step, num_parameters(shape)
+    return step, num_parameters(spec)
 
 
 def peft_step(backbone: Backbone, config: Any) -> tuple[Step, int]:

@@ -8,23 +8,31 @@ from flwr.clientapp import ClientApp
 from jaxtyping import Float
 
 from client.evaluator import evaluate
-from client.gate_statistics import gate_inputs, second_moments, sums_by_task
-from client.partition_data import PartitionData, load_partition_data
+from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
+from client.partition_data import PartitionData, load_partition_data, load_pooled_training_data
 from client.trainer import TrainSettings, train
+from client.vocabulary import sampled_pool
 from common.backbone import Backbone, load_backbone
 from common.config import Config, read_config
-from common.injection import PromptedBackbone, injection_layer, probe_kv_shapes
+from common.decoder import injection_layer, probe_kv_shapes
+from common.injection import PromptedBackbone
 from common.mixture import Mixture
-from common.mixture_arrays import Arrays, MixtureShape
+from common.mixture_spec import MixtureSpec
 from common.projection import projection
 from common.wire import (
+    CLUSTERS,
     MOMENTS,
     PREPARE,
+    VOCABULARY,
+    EvaluateReply,
+    Instruction,
     PrepareReply,
     TrainReply,
+    pack_cluster_reply,
+    pack_evaluate_reply,
     pack_moments,
+    pack_pool,
     pack_prepare_reply,
-    pack_scores,
     pack_train_reply,
     read_instruction,
 )
@@ -48,7 +56,7 @@ def on_prepare(message: Message, context: Context) -> Message:
         counts=sums.counts,
         sums=sums.sums,
         squares=sums.squares,
-        scores=evaluate(backbone, data.evaluation.examples, data.evaluation.tokenized),
+        scores=evaluate(backbone, data.evaluation.examples, data.evaluation.tokenized).scores,
     )
     return Message(pack_prepare_reply(reply), reply_to=message)
 
@@ -56,32 +64,49 @@ def on_prepare(message: Message, context: Context) -> Message:
 @app.query(MOMENTS)
 def on_moments(message: Message, context: Context) -> Message:
     """Tell the second moments of the gate's input, standardised by the statistics of all clients."""
-    config, partition, backbone, _ = _open(context)
-    _, statistics = read_instruction(message.content)
-    inputs = _gate_inputs(config, partition, backbone)
-    moments = second_moments(
-        inputs, statistics["gate.mean"], statistics["gate.scale"], projection(backbone.hidden_size, config.seed)
-    )
-    return Message(pack_moments(moments), reply_to=message)
+    projected = _features(context, read_instruction(message.content))
+    return Message(pack_moments(second_moments(projected)), reply_to=message)
+
+
+@app.query(CLUSTERS)
+def on_clusters(message: Message, context: Context) -> Message:
+    """Tell what is nearest to each of the server's centres: a step of federated k-means."""
+    instruction = read_instruction(message.content)
+    reply = sums_by_cluster(_features(context, instruction), instruction.arrays["centres"])
+    return Message(pack_cluster_reply(reply), reply_to=message)
+
+
+@app.query(VOCABULARY)
+def on_vocabulary(message: Message, context: Context) -> Message:
+    """Make first prompts of sampled tokens; the server, which has no backbone, asks one client for them."""
+    config, _, backbone, _ = _open(context)
+    pool = sampled_pool(backbone, _spec(config, backbone, ()), np.random.default_rng(config.seed))
+    return Message(pack_pool(pool), reply_to=message)
 
 
 @app.train()
 def on_train(message: Message, context: Context) -> Message:
     """Train the mixture that the server sent; send it back with the use of its experts."""
     config, partition, backbone, data = _open(context)
-    server_round, arrays = read_instruction(message.content)
+    instruction = read_instruction(message.content)
+    examples, num_steps = data.train.tokenized, config.num_local_steps
+    if config.centralised:
+        examples, num_steps = load_pooled_training_data(config, backbone), num_steps * config.num_clients
     settings = TrainSettings(
-        num_steps=config.num_local_steps,
+        num_steps=num_steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         gate_learning_rate=config.gate_learning_rate,
         balance_weight=config.balance_weight,
+        task_weights=config.task_weights,
+        task_weight_learning_rate=config.task_weight_learning_rate,
     )
-    rng = np.random.default_rng([config.seed, server_round, partition])
-    with _prompted(config, backbone, arrays) as prompted:
-        result = train(prompted, data.train.tokenized, settings, rng)
+    rng = np.random.default_rng([config.seed, instruction.server_round, partition])
+    with _prompted(config, backbone, instruction) as prompted:
+        result = train(prompted, examples, settings, rng)
+        arrays = prompted.mixture.trained_arrays()
     reply = TrainReply(
-        prompted.mixture.trained_arrays(), result.loss, result.num_examples, result.usage, result.gate_entropy
+        arrays, result.loss, result.num_examples, result.usage, result.gate_entropy, result.task_examples
     )
     return Message(pack_train_reply(reply), reply_to=message)
 
@@ -90,10 +115,9 @@ def on_train(message: Message, context: Context) -> Message:
 def on_evaluate(message: Message, context: Context) -> Message:
     """Score the mixture that the server sent on the client's evaluation examples."""
     config, _, backbone, data = _open(context)
-    _, arrays = read_instruction(message.content)
-    with _prompted(config, backbone, arrays) as prompted:
-        scores = evaluate(prompted, data.evaluation.examples, data.evaluation.tokenized)
-    return Message(pack_scores(scores), reply_to=message)
+    with _prompted(config, backbone, read_instruction(message.content)) as prompted:
+        evaluation = evaluate(prompted, data.evaluation.examples, data.evaluation.tokenized)
+    return Message(pack_evaluate_reply(EvaluateReply(evaluation.scores, evaluation.expert_use)), reply_to=message)
 
 
 def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
@@ -116,15 +140,20 @@ def _gate_inputs(config: Config, partition: int, backbone: Backbone) -> Float[np
     return gate_inputs(backbone, injection_layer(backbone, config.injection_layer), data.train.tokenized)
 
 
-def _prompted(config: Config, backbone: Backbone, arrays: Arrays) -> PromptedBackbone:
+def _features(context: Context, instruction: Instruction) -> Float[np.ndarray, "examples features"]:
+    """Standardise the gate's inputs by the statistics that the server sent, and project them."""
+    config, partition, backbone, _ = _open(context)
+    mean, scale = instruction.arrays["gate.mean"], instruction.arrays["gate.scale"]
+    inputs = _gate_inputs(config, partition, backbone)
+    return features(inputs, mean, scale, projection(backbone.hidden_size, config.seed))
+
+
+def _spec(config: Config, backbone: Backbone, tasks: tuple[str, ...]) -> MixtureSpec:
     layer = injection_layer(backbone, config.injection_layer)
-    shape = MixtureShape(
-        config.num_experts,
-        config.tokens_per_expert,
-        config.gate_hidden_size,
-        backbone.hidden_size,
-        probe_kv_shapes(backbone, layer),
-    )
-    mixture = Mixture(shape, config.temperature).to(backbone.device)
-    mixture.load_arrays(arrays)
+    return config.mixture_spec(backbone.hidden_size, probe_kv_shapes(backbone, layer), tasks)
+
+
+def _prompted(config: Config, backbone: Backbone, instruction: Instruction) -> PromptedBackbone:
+    mixture = Mixture(_spec(config, backbone, instruction.tasks)).to(backbone.device)
+    mixture.load_arrays(instruction.arrays)
     return PromptedBackbone(backbone, mixture)

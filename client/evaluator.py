@@ -1,36 +1,59 @@
-"""Evaluation: answer scores per task, of the backbone alone or with the mixture."""
+"""Evaluation: answer scores per task, of the backbone alone or with the mixture, and which experts a task uses."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.answer_loss import answer_nll
 from common.backbone import Backbone
 from common.batches import TokenizedExample, collate, in_order_of_length, pad_id
+from common.decoder import forward
 from common.example import Example
-from common.injection import PromptedBackbone, forward
+from common.injection import PromptedBackbone
 from common.perplexity import AnswerScore
 
 EVALUATION_BATCH_SIZE = 64
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Per task, tasks in alphabetical order: the score, and the experts' mean weights `[experts]`.
+
+    The backbone alone uses no experts: then there are no weights.
+    """
+
+    scores: dict[str, AnswerScore]
+    expert_use: dict[str, NDArray[np.float64]]
+
+
 @torch.no_grad()
 def evaluate(
     model: Backbone | PromptedBackbone, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]
-) -> dict[str, AnswerScore]:
-    """Score the answers of `examples` (`tokenized`, in the same order) per task, tasks in alphabetical order."""
+) -> Evaluation:
+    """Score the answers of `examples` (`tokenized`, in the same order) per task."""
     backbone = model.backbone if isinstance(model, PromptedBackbone) else model
     padding = pad_id(backbone.tokenizer)
     nll = [0.0] * len(examples)
+    weights: list[NDArray[np.float64]] = [np.zeros(0)] * len(examples)
     for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
         batch = collate([tokenized[index] for index in indices], padding, backbone.device)
         if isinstance(model, PromptedBackbone):
-            logits, _ = model.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+            logits, log_weights = model.logits(batch)
+            for index, row in zip(indices, log_weights.exp().double().cpu().numpy(), strict=True):
+                weights[index] = row
         else:
             logits = forward(model, batch.input_ids, batch.attention_mask, batch.num_logits)
         for index, value in zip(indices, answer_nll(logits, batch.labels).tolist(), strict=True):
             nll[index] = value
-    scores: dict[str, AnswerScore] = {task: AnswerScore() for task in sorted({example.task for example in examples})}
+    tasks = sorted({example.task for example in examples})
+    scores = dict.fromkeys(tasks, AnswerScore())
     for example, tokens, value in zip(examples, tokenized, nll, strict=True):
         scores[example.task] += AnswerScore(value, len(tokens.answer_ids), len(example.output), 1)
-    return scores
+    use = {
+        task: np.mean([row for example, row in zip(examples, weights, strict=True) if example.task == task], axis=0)
+        for task in tasks
+    }
+    return Evaluation(scores, use)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from client.evaluator import EVALUATION_BATCH_SIZE
 from common.backbone import Backbone
 from common.batches import TokenizedExample, collate, in_order_of_length, pad_id
+from common.decoder import hidden_at
 from common.example import Example
-from common.injection import hidden_at
 from common.mixture import mean_over_input
+from common.wire import ClusterReply
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,28 @@ def sums_by_task(inputs: Float[np.ndarray, "examples hidden"], examples: Sequenc
     )
 
 
-def second_moments(
+def features(
     inputs: Float[np.ndarray, "examples hidden"],
     mean: Float[np.ndarray, " hidden"],
     scale: Float[np.ndarray, " hidden"],
     projection: Float[np.ndarray, "features hidden"],
-) -> Float[np.ndarray, "features features"]:
-    """Sum the outer products of the standardised, projected inputs, in float32."""
-    projected = ((inputs - mean) / scale) @ projection.T
+) -> Float[np.ndarray, "examples features"]:
+    """Standardise the gate's inputs and project them."""
+    projected: NDArray[np.float64] = ((inputs - mean) / scale) @ projection.T
+    return projected
+
+
+def second_moments(projected: Float[np.ndarray, "examples features"]) -> Float[np.ndarray, "features features"]:
+    """Sum the outer products of the features, in float32."""
     moments: NDArray[np.float32] = (projected.T @ projected).astype(np.float32)
     return moments
+
+
+def sums_by_cluster(
+    projected: Float[np.ndarray, "examples features"], centres: Float[np.ndarray, "clusters features"]
+) -> ClusterReply:
+    """Assign each example to its nearest centre; add up what each got: a client's part of a step of k-means."""
+    distances = ((projected[:, None] - centres[None].astype(np.float64)) ** 2).sum(axis=2)
+    nearest = distances.argmin(axis=1)
+    is_nearest = (nearest == np.arange(len(centres))[:, None]).astype(np.float64)
+    return ClusterReply(is_nearest.sum(axis=1), is_nearest @ projected, float(distances.min(axis=1).sum()))

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
@@ -65,3 +65,10 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
         return TokenizedSplit(examples, tokenized)
 
     return PartitionData(split("train"), split(config.eval_split))
+
+
+@lru_cache(maxsize=1)
+def load_pooled_training_data(config: Config, backbone: Backbone) -> tuple[TokenizedExample, ...]:
+    """Return all clients' training examples, which only a centralised run may see together."""
+    partitions = (load_partition_data(config, partition, backbone) for partition in range(config.num_clients))
+    return tuple(example for partition in partitions for example in partition.train.tokenized)

@@ -1,5 +1,6 @@
 """Local training: the same steps for simulation, deployment and centralised runs."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.task_weights import JointLoss
 from common.answer_loss import answer_nll
 from common.batches import IGNORED, TokenizedExample, collate, pad_id
+from common.config import TaskWeights
 from common.injection import PromptedBackbone
 
 MAX_GRADIENT_NORM = 1.0
@@ -25,18 +28,22 @@ class TrainSettings:
     learning_rate: float
     gate_learning_rate: float
     balance_weight: float
+    task_weights: TaskWeights = "size"
+    task_weight_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What training says besides the trained values.
 
-    `usage` is the gate mass that the client's examples gave each expert, `[experts]`; it sums to `num_examples`.
+    `usage` is the gate mass that the client's examples gave each expert, `[experts]`; that of the gated ones sums to
+    `num_examples`. `task_examples` counts the examples of each of the mixture's tasks, `[tasks]`.
     """
 
-    loss: float  # mean over steps, nats per answer token
+    loss: float  # mean over steps, nats per answer token, tasks unweighted
     num_examples: int
     usage: NDArray[np.float64]
+    task_examples: NDArray[np.float64]
     gate_entropy: float  # mean over examples, nats: 0 when one expert takes all, log(experts) when all share
 
 
@@ -66,33 +73,41 @@ def train(
 
     Raises FloatingPointError when the loss is not finite: a client must not send such an update.
     """
-    mixture, backbone = prompted.mixture, prompted.backbone
+    mixture, backbone, spec = prompted.mixture, prompted.backbone, prompted.mixture.spec
     groups = [{"params": list(mixture.pool.parameters()), "lr": settings.learning_rate}]
     if mixture.gate is not None:
-        groups.append({"params": list(mixture.gate.parameters()), "lr": settings.gate_learning_rate})
+        trained = [parameter for parameter in mixture.gate.parameters() if parameter.requires_grad]
+        groups.append({"params": trained, "lr": settings.gate_learning_rate})
+    if mixture.task_log_variances is not None:
+        groups.append({"params": [mixture.task_log_variances], "lr": settings.task_weight_learning_rate})
+    joint_loss = JointLoss(settings.task_weights, mixture, [example.task for example in examples])
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     losses: list[Tensor] = []
-    usage = torch.zeros(mixture.shape.num_experts, dtype=torch.float64, device=backbone.device)
+    usage = torch.zeros(spec.num_experts, dtype=torch.float64, device=backbone.device)
     entropy = torch.zeros((), dtype=torch.float64, device=backbone.device)
+    tasks_seen: Counter[str] = Counter()
     batches = batch_indices(len(examples), settings.batch_size, settings.num_steps, rng)
     padding = pad_id(backbone.tokenizer)
     for indices in batches:
         batch = collate([examples[index] for index in indices], padding, backbone.device)
-        logits, log_weights = prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+        logits, log_weights = prompted.logits(batch)
+        gated = log_weights[:, : spec.num_gated]
         num_tokens = (batch.labels != IGNORED).sum()
-        loss = answer_nll(logits, batch.labels).sum() / num_tokens
+        nll = answer_nll(logits, batch.labels)
+        objective = joint_loss(nll, num_tokens, batch.tasks) + settings.balance_weight * balance_penalty(gated)
         optimizer.zero_grad()
-        (loss + settings.balance_weight * balance_penalty(log_weights)).backward()  # type: ignore[no-untyped-call]
+        objective.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(mixture.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
-        losses.append(loss.detach())
-        weights = log_weights.detach().double().exp()
-        usage += weights.sum(dim=0)
-        entropy += torch.special.entr(weights).sum()
+        losses.append(nll.detach().sum() / num_tokens)
+        usage += log_weights.detach().double().exp().sum(dim=0)
+        entropy += torch.special.entr(gated.detach().double().exp()).sum()
+        tasks_seen.update(batch.tasks)
     mean_loss = torch.stack(losses).mean().item()
     if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in mixture.parameters()):
         raise FloatingPointError(
             f"training diverged (loss {mean_loss:.3g}): lower learning-rate, now {settings.learning_rate}"
         )
     num_examples = settings.num_steps * settings.batch_size
-    return TrainResult(mean_loss, num_examples, usage.cpu().numpy(), entropy.item() / num_examples)
+    task_examples = np.array([float(tasks_seen[task]) for task in spec.tasks])
+    return TrainResult(mean_loss, num_examples, usage.cpu().numpy(), task_examples, entropy.item() / num_examples)

@@ -4,11 +4,12 @@ Source of the idea: MoPs (arXiv 2310.02842). The mechanism is transformers' atte
 serves every architecture that uses it: prompts never enter the KV cache and shift no position.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -16,21 +17,25 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "fedmops"
 
+Pairs = tuple[Tensor, Tensor]  # keys `[experts, length, kv_heads, key_dim]` and values of one layer's prompts
+
 
 @dataclass
 class Pass:
-    """What the attention of one forward pass needs to know."""
+    """What the attention modules need to know of the forward pass that is running."""
 
     log_weights: Tensor | None = None  # [batch, experts]; None: the backbone alone
+    pairs: dict[int, Pairs] = field(default_factory=dict)  # by layer
+    sees_prompts: Tensor | None = None  # [batch, seq], bool: the positions that attend to prompts; None: all
 
 
 @dataclass(frozen=True)
-class LayerPrompts:
-    """The prompts of one attention module. Not an nn.Module, so that the backbone does not adopt its parameters."""
+class Place:
+    """What ties an attention module to the passes through its model."""
 
-    keys: Float[Tensor, "experts length kv_heads key_dim"]
-    values: Float[Tensor, "experts length kv_heads value_dim"]
+    layer: int
     current: Pass
+    eager: bool  # the backbone alone is computed as the model's own file does it, not by SDPA
 
 
 def attend_with_prompts(
@@ -42,25 +47,36 @@ def attend_with_prompts(
     prompt_values: Float[Tensor, "experts length kv_heads value_dim"],
     log_weights: Float[Tensor, "batch experts"],
     scaling: float,
+    sees_prompts: Bool[Tensor, "batch seq"] | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch seq heads value_dim"]:
     """Attend to the text and to all experts in one softmax, log w[k] added to the logits of expert k's tokens.
 
     So the gate scales the un-normalised attention paid to an expert: a weight of 0 removes it exactly, one-hot weights
-    leave one expert alone. `visible` is a boolean mask, broadcastable to [batch, 1, seq, total]. Every query sees every
-    prompt token.
+    leave one expert alone. `visible` is a boolean mask, broadcastable to [batch, 1, seq, total]. A query sees every
+    prompt token, or none where `sees_prompts` is false. `softcap` bounds the products of queries and keys (Gemma 2)
+    before the weight is added; `sinks` are logits that take attention and give nothing (gpt-oss).
     """
     batch, heads, seq, _ = query.shape
     kv_heads = key.shape[1]
     grouped = query.view(batch, kv_heads, heads // kv_heads, seq, -1)
-    text_logits = torch.matmul(grouped, key[:, :, None].transpose(-1, -2)) * scaling
-    text_logits = text_logits.masked_fill(~visible[:, :, None], torch.finfo(text_logits.dtype).min)
     pool_keys = prompt_keys.flatten(0, 1).to(query.dtype)  # [experts x length, kv_heads, key_dim]
     pool_values = prompt_values.flatten(0, 1).to(query.dtype)
+    text_logits = torch.matmul(grouped, key[:, :, None].transpose(-1, -2)) * scaling
     prompt_logits = torch.einsum("bkgsd,nkd->bkgsn", grouped, pool_keys) * scaling
+    if softcap is not None:
+        text_logits, prompt_logits = (torch.tanh(logits / softcap) * softcap for logits in (text_logits, prompt_logits))
+    text_logits = text_logits.masked_fill(~visible[:, :, None], torch.finfo(text_logits.dtype).min)
     bias = log_weights.repeat_interleave(prompt_keys.shape[1], dim=1)[:, None, None, None, :]
-    joint = torch.cat([prompt_logits.float() + bias, text_logits.float()], dim=-1)
-    attention = torch.softmax(joint, dim=-1).to(value.dtype)
-    to_prompts, to_text = torch.split(attention, [pool_keys.shape[0], key.shape[2]], dim=-1)
+    if sees_prompts is not None:
+        bias = bias.masked_fill(~sees_prompts[:, None, None, :, None], -torch.inf)
+    logits = [prompt_logits.float() + bias, text_logits.float()]
+    if sinks is not None:
+        logits.append(sinks.float().view(1, kv_heads, -1, 1, 1).expand(batch, -1, -1, seq, 1))
+    attention = torch.softmax(torch.cat(logits, dim=-1), dim=-1).to(value.dtype)
+    num_prompts, num_text = pool_keys.shape[0], key.shape[2]
+    to_prompts, to_text = attention[..., :num_prompts], attention[..., num_prompts : num_prompts + num_text]
     mixed = torch.matmul(to_text, value[:, :, None]) + torch.einsum("bkgsn,nkd->bkgsd", to_prompts, pool_values)
     return mixed.reshape(batch, heads, seq, -1).transpose(1, 2)
 
@@ -74,28 +90,56 @@ def prompted_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Serve as transformers' attention function: plain SDPA without prompts, the joint softmax with them."""
-    prompts: LayerPrompts | None = module.__dict__.get("prompts")
-    if prompts is None or prompts.current.log_weights is None:
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return out, None
-    if attention_mask is None:  # transformers leaves the mask out where it is plainly causal
-        seq, total = query.shape[2], key.shape[2]
-        attention_mask = torch.ones(seq, total, dtype=torch.bool, device=query.device).tril(total - seq)[None, None]
+) -> tuple[Tensor, Tensor | None]:
+    """Serve as transformers' attention function: the backbone's own without prompts, the joint softmax with them."""
+    place: Place | None = module.__dict__.get("prompts")
+    if place is None or place.current.log_weights is None:
+        eager = place is not None and place.eager
+        return backbone_attention(module, query, key, value, attention_mask, scaling, dropout, eager, **kwargs)
     out = attend_with_prompts(
         query,
         key,
         value,
-        attention_mask,
-        prompts.keys,
-        prompts.values,
-        prompts.current.log_weights,
+        _causal_mask(query, key) if attention_mask is None else attention_mask,
+        *place.current.pairs[place.layer],
+        place.current.log_weights,
         query.shape[-1] ** -0.5 if scaling is None else scaling,
+        place.current.sees_prompts,
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
     )
     return out.contiguous(), None
+
+
+def backbone_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    eager: bool,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as the backbone alone does: by SDPA, or by its own eager function where SDPA knows no softcap or sinks."""
+    if not eager and kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+        out, weights = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out, weights
+    visible = _causal_mask(query, key) if attention_mask is None else attention_mask
+    additive = torch.zeros((), dtype=query.dtype, device=query.device).where(visible, torch.finfo(query.dtype).min)
+    own: tuple[Tensor, Tensor | None] = sys.modules[type(module).__module__].eager_attention_forward(
+        module, query, key, value, additive, scaling=scaling, dropout=dropout, **kwargs
+    )
+    return own
+
+
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Write out the mask that transformers leaves out where it is plainly causal."""
+    seq, total = query.shape[2], key.shape[2]
+    return torch.ones(seq, total, dtype=torch.bool, device=query.device).tril(total - seq)[None, None]
 
 
 AttentionInterface.register(ATTENTION, prompted_attention)

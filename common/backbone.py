@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from common.attention import ATTENTION
 from common.backbone_source import locate
 
 
@@ -86,7 +87,7 @@ def load_backbone(name: str, quantization: str, device: str) -> Backbone:
         dtype=dtype,
         quantization_config=_quantization_config(quantization, dtype),
         device_map={"": place},
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION,
     )
     model.requires_grad_(False)
     model.eval()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from common.example import Example
@@ -18,6 +18,7 @@ class TokenizedExample:
     prompt_ids: list[int]
     answer_ids: list[int]
     special: list[bool]  # which prompt tokens are special ones, such as the beginning of the text
+    task: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -33,11 +34,19 @@ class Batch:
     attention_mask: Int[Tensor, "batch seq"]
     input_mask: Int[Tensor, "batch seq"]  # 1 at instruction and input, 0 at special tokens, padding and the answer
     labels: Int[Tensor, "batch answer"]  # the last positions' token ids; IGNORED before an answer begins
+    tasks: tuple[str, ...]
 
     @property
     def num_logits(self) -> int:
         """Positions, counted from the end, whose logits the labels need: the one before each label, and the last."""
         return self.labels.shape[1] + 1
+
+    @property
+    def from_last_input_on(self) -> Bool[Tensor, "batch seq"]:
+        """The answers' positions and the one before each: those whose logits are the answers' predictions."""
+        lengths = (self.labels != IGNORED).sum(dim=1, keepdim=True) + 1
+        to_end = torch.arange(self.input_ids.shape[1], 0, -1, device=self.labels.device)
+        return to_end <= lengths
 
 
 IGNORED = -100
@@ -61,7 +70,7 @@ def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int) -> Toke
         )
     prompt_ids = tokenizer(example.prompt)["input_ids"][-room:]
     specials = set(tokenizer.all_special_ids)
-    return TokenizedExample(prompt_ids, answer_ids, [token in specials for token in prompt_ids])
+    return TokenizedExample(prompt_ids, answer_ids, [token in specials for token in prompt_ids], example.task)
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:
@@ -77,7 +86,8 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.dev
         input_mask.append([0] * padding + [int(not special) for special in example.special] + [0] * answer)
         labels.append([IGNORED] * (answer_length - answer) + example.answer_ids)
     rows = (input_ids, attention_mask, input_mask, labels)
-    return Batch(*(torch.tensor(row, dtype=torch.long, device=device) for row in rows))
+    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tuple(example.task for example in examples))
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -3,33 +3,42 @@
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from common.backbone_source import BUILT_IN, num_layers
 from common.example import Split
+from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
 
 Value = str | int | float | bool
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 PARTITIONS = ("by-task", "dirichlet")
 DEVICES = ("auto", "cpu", "cuda")
+GatePretraining = Literal["task", "domain", "kmeans", "none"]
+TaskWeights = Literal["uniform", "size", "learned"]
+RANDOM, VOCABULARY = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
-    "gate_hidden_size num_local_steps batch_size"
+    "gate_hidden_size task_embedding_size num_local_steps batch_size"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
-_NOT_NEGATIVE = "seed gate_learning_rate balance_weight".split()
+_NOT_NEGATIVE = "seed top_k gate_learning_rate balance_weight task_weight_learning_rate".split()
 _CHOICES = {
     "quantization": QUANTIZATIONS,
     "partition": PARTITIONS,
     "device": DEVICES,
     "eval_split": EVAL_SPLITS,
+    "prompt_form": FORMS,
+    "prompt_positions": POSITIONS,
+    "gate": GATE_KINDS,
+    "gate_pretraining": get_args(GatePretraining),
+    "task_weights": get_args(TaskWeights),
 }
 
 
@@ -50,6 +59,8 @@ class Config:
     eval_split: Split
     partition: str
     dirichlet_alpha: float
+    tasks: str
+    centralised: bool
     backbone: str
     quantization: str
     device: str
@@ -57,14 +68,45 @@ class Config:
     num_experts: int
     tokens_per_expert: int
     injection_layer: int
+    prompt_form: Form
+    prompt_positions: Positions
+    prompt_init: str
+    shared_expert: bool
+    gate: GateKind
     gate_hidden_size: int
+    task_embedding_size: int
     temperature: float
-    pretrain_gate: bool
+    top_k: int
+    gate_pretraining: GatePretraining
     num_local_steps: int
     batch_size: int
     learning_rate: float
     gate_learning_rate: float
     balance_weight: float
+    task_weights: TaskWeights
+    task_weight_learning_rate: float
+
+    def mixture_spec(
+        self, hidden_size: int, kv_shapes: Mapping[int, tuple[int, int, int]], tasks: Iterable[str]
+    ) -> MixtureSpec:
+        """Return the run's mixture on a backbone of this shape; `tasks` are those that clients train on."""
+        spec = MixtureSpec(
+            num_experts=self.num_experts,
+            tokens_per_expert=self.tokens_per_expert,
+            gate_hidden_size=self.gate_hidden_size,
+            hidden_size=hidden_size,
+            kv_shapes=kv_shapes,
+            form=self.prompt_form,
+            positions=self.prompt_positions,
+            shared_expert=self.shared_expert,
+            gate=self.gate,
+            task_embedding_size=self.task_embedding_size,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            learned_task_weights=self.task_weights == "learned",
+        )
+        named = spec.has_task_gate or spec.learned_task_weights
+        return replace(spec, tasks=tuple(sorted(tasks)) if named else ())
 
 
 def kebab(name: str) -> str:
@@ -125,6 +167,16 @@ def _check(config: Config) -> None:
         raise ValueError(f"name must be letters, digits, '-', '_' or '.', got {config.name!r}")
     if config.data != BUILT_IN and not Path(config.data).is_file():
         raise ValueError(f"data {config.data!r} is neither {BUILT_IN!r} nor a file: give the path of a JSONL file")
+    lowest = 3 if config.shared_expert else 1
+    if config.num_experts < lowest:
+        raise ValueError(f"num-experts must be at least {lowest} with a shared expert, got {config.num_experts}")
+    gated = config.num_experts - config.shared_expert
+    if config.top_k > gated:
+        raise ValueError(f"top-k must be at most {gated}, the experts that the gate weighs, got {config.top_k}")
+    if config.prompt_init not in (RANDOM, VOCABULARY) and not Path(config.prompt_init).is_dir():
+        raise ValueError(
+            f"prompt-init must be {RANDOM}, {VOCABULARY} or the directory of a run, got {config.prompt_init!r}"
+        )
     layers = num_layers(config.backbone)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import json
+import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -17,21 +19,42 @@ from common.skills.suite import skill_examples
 # Where a file names no splits, or no validation split, the examples' prompts decide by their hash.
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
+ALL_TASKS = "all"
 ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that some programs put first
 
 
 @lru_cache(maxsize=1)
 def load_examples(
-    data: str, train_examples: int, eval_examples: int, eval_split: Split, seed: int
+    data: str, train_examples: int, eval_examples: int, eval_split: Split, seed: int, tasks: str = ALL_TASKS
 ) -> tuple[Example, ...]:
-    """Load train and evaluation examples, at most so many of each task.
+    """Load train and evaluation examples, at most so many of each task, of the wanted tasks.
 
-    Raises ValueError, with the line, for a row that is no example.
+    Raises ValueError, with the line, for a row that is no example, and for a task that the data has not.
     """
     limits: dict[Split, int] = {"train": train_examples, eval_split: eval_examples}
     if data == BUILT_IN:
-        return tuple(example for split, limit in limits.items() for example in skill_examples(split, limit, seed))
-    return _read_jsonl(Path(data), limits)
+        examples = tuple(example for split, limit in limits.items() for example in skill_examples(split, limit, seed))
+    else:
+        examples = _read_jsonl(Path(data), limits)
+    wanted = choose_tasks(tasks, sorted({example.task for example in examples}), seed)
+    return tuple(example for example in examples if example.task in wanted)
+
+
+def choose_tasks(wanted: str, known: Sequence[str], seed: int) -> set[str]:
+    """Read the key `tasks`: all, a number of tasks, of which a larger one holds the smaller one's, or names."""
+    if wanted == ALL_TASKS:
+        return set(known)
+    if wanted.strip().isdecimal():
+        if not 1 <= int(wanted) <= len(known):
+            raise ValueError(f"tasks must be a number from 1 to {len(known)}, the tasks of the data, got {wanted}")
+        return set(random.Random(f"{seed}/tasks").sample(known, len(known))[: int(wanted)])
+    names = [name.strip() for name in wanted.split(",")]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected some of {', '.join(known)}"
+            raise ValueError(f"tasks: the data has no task {name!r}: {hint}")
+    return set(names)
 
 
 def _read_jsonl(path: Path, limits: dict[Split, int]) -> tuple[Example, ...]:

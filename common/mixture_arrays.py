@@ -1,68 +1,38 @@
-"""The mixture as it travels: named float32 arrays, their shapes and their first values. Imports no torch."""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
+"""A mixture's values as they travel: named float32 arrays, and their first values. Imports no torch."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.mixture_spec import MixtureSpec
+
 Array = NDArray[np.float32]
 Arrays = dict[str, Array]
-
-# Standardise the gate's input; set before round 1, never trained, so they travel down only.
-GATE_STATISTICS = ("gate.mean", "gate.scale")
 
 # Small first values: at the start the prompts should hardly disturb the backbone. Keys are scaled with the square root
 # of their size, as the query-key product is divided by it.
 INITIAL_STD = 0.02
 
 
-@dataclass(frozen=True)
-class MixtureShape:
-    """What fixes the shapes of a mixture.
+def initial_arrays(spec: MixtureSpec, rng: np.random.Generator) -> Arrays:
+    """Draw a mixture's first values.
 
-    `kv_shapes` maps each layer from the injection layer on to (key/value heads, key size, value size).
+    Prompts and weights are normal, statistics and the task gate's query the identity, expert keys orthonormal as far
+    as they fit, biases zero; and so is the output of an input gate that only serves unknown tasks: it weighs evenly
+    until it is pre-trained.
     """
-
-    num_experts: int
-    tokens_per_expert: int
-    gate_hidden_size: int
-    hidden_size: int
-    kv_shapes: Mapping[int, tuple[int, int, int]]
-
-    def trainable(self) -> dict[str, tuple[int, ...]]:
-        """Return name and shape of every trained array, pool first: what a client sends back."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (kv_heads, key_size, value_size) in sorted(self.kv_shapes.items()):
-            shapes[f"pool.keys.{layer}"] = (self.num_experts, self.tokens_per_expert, kv_heads, key_size)
-            shapes[f"pool.values.{layer}"] = (self.num_experts, self.tokens_per_expert, kv_heads, value_size)
-        if self.num_experts > 1:
-            shapes["gate.hidden.weight"] = (self.gate_hidden_size, self.hidden_size)
-            shapes["gate.hidden.bias"] = (self.gate_hidden_size,)
-            shapes["gate.output.weight"] = (self.num_experts, self.gate_hidden_size)
-            shapes["gate.output.bias"] = (self.num_experts,)
-        return shapes
-
-    def all(self) -> dict[str, tuple[int, ...]]:
-        """Return name and shape of every array of the mixture: what the server sends."""
-        statistics = GATE_STATISTICS if self.num_experts > 1 else ()
-        return self.trainable() | dict.fromkeys(statistics, (self.hidden_size,))
-
-
-def is_expertwise(name: str) -> bool:
-    """Say whether an array's first axis counts experts."""
-    return name.startswith(("pool.", "gate.output."))
-
-
-def initial_arrays(shape: MixtureShape, rng: np.random.Generator) -> Arrays:
-    """Draw a mixture's first values: normal keys, values and gate weights, identity statistics."""
     arrays: Arrays = {}
-    for name, dimensions in shape.all().items():
+    for name, dimensions in spec.all().items():
         if name.startswith("pool.keys."):
             values = rng.normal(0.0, INITIAL_STD * dimensions[-1] ** 0.5, dimensions)
-        elif name.startswith("pool.values."):
+        elif name.startswith("pool."):
             values = rng.normal(0.0, INITIAL_STD, dimensions)
-        elif name.endswith(".weight"):
+        elif name == "gate.query.weight":
+            values = np.eye(dimensions[0])
+        elif name == "gate.expert_keys":
+            values = _directions(dimensions, rng)
+        elif name == "gate.output.weight" and spec.gate == "task":
+            values = np.zeros(dimensions)
+        elif name.endswith(".weight") or name == "gate.task_embeddings":
             values = rng.normal(0.0, dimensions[-1] ** -0.5, dimensions)
         elif name == "gate.scale":
             values = np.ones(dimensions)
@@ -72,6 +42,10 @@ def initial_arrays(shape: MixtureShape, rng: np.random.Generator) -> Arrays:
     return arrays
 
 
-def num_parameters(shape: MixtureShape) -> int:
-    """Count the trained parameters."""
-    return sum(int(np.prod(dimensions)) for dimensions in shape.trainable().values())
+def _directions(dimensions: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw unit vectors, orthogonal to each other when there are not more than dimensions."""
+    drawn = rng.normal(size=dimensions)
+    if dimensions[0] <= dimensions[1]:
+        drawn = np.linalg.qr(drawn.T)[0].T
+    unit: NDArray[np.float64] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return unit

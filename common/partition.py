@@ -23,7 +23,9 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
 
     Raises ValueError when a client would own no example to train on or none to evaluate on.
     """
-    examples = load_examples(config.data, config.train_examples, config.eval_examples, config.eval_split, config.seed)
+    examples = load_examples(
+        config.data, config.train_examples, config.eval_examples, config.eval_split, config.seed, config.tasks
+    )
     num_training = sum(example.split == "train" for example in examples)
     if config.num_clients > num_training:
         raise ValueError(

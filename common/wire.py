@@ -1,7 +1,8 @@
 """The wire: what is in the messages between server and client. Nothing else travels."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,54 @@ from numpy.typing import NDArray
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
 
-# The two exchanges before round 1; Flower names the others "train" and "evaluate".
-PREPARE, MOMENTS = "prepare", "moments"
+# The exchanges before round 1; Flower names the others "train" and "evaluate".
+PREPARE, MOMENTS, CLUSTERS, VOCABULARY = "prepare", "moments", "clusters", "vocabulary"
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A client's update. `usage` is the gate mass `[experts]` that its examples gave each expert."""
+    """A client's update.
+
+    `usage` is the gate mass `[experts]` that its examples gave each expert, `task_examples` `[tasks]` how many of them
+    were of each task that the server named.
+    """
 
     arrays: Arrays
     loss: float
     num_examples: int
     usage: NDArray[np.float64]
     gate_entropy: float
+    task_examples: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """A client's scores by task, and by task the experts' mean weights `[experts]` over its examples."""
+
+    scores: dict[str, AnswerScore]
+    expert_use: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ClusterReply:
+    """A client's part of a step of federated k-means.
+
+    `counts` `[clusters]` and `sums` `[clusters, features]` are of the inputs nearest to each centre, `inertia` is the
+    sum of squared distances to it.
+    """
+
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    inertia: float
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server sends: the round, arrays (of the mixture, mostly), and the tasks in the order of their rows."""
+
+    server_round: int
+    arrays: Arrays
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,19 +98,19 @@ def message_bytes(content: InflatableObject) -> int:
     return len(content.deflate()) + sum(message_bytes(child) for child in (content.children or {}).values())
 
 
-def instruction(server_round: int, arrays: Arrays | None = None) -> RecordDict:
-    """Build what the server sends: the round, and the mixture."""
-    content = RecordDict({"config": ConfigRecord({"server-round": server_round})})
+def instruction(server_round: int, arrays: Arrays | None = None, tasks: Sequence[str] = ()) -> RecordDict:
+    """Build what the server sends: the round, the mixture, the tasks that it knows by name."""
+    content = RecordDict({"config": ConfigRecord({"server-round": server_round, "tasks": list(tasks)})})
     if arrays is not None:
         content["arrays"] = pack_arrays(arrays)
     return content
 
 
-def read_instruction(content: RecordDict) -> tuple[int, Arrays]:
-    """Read the round and the mixture that the server sent."""
-    server_round = content.config_records["config"]["server-round"]
-    assert isinstance(server_round, int)
-    return server_round, unpack_arrays(content.array_records["arrays"])
+def read_instruction(content: RecordDict) -> Instruction:
+    """Read what the server sent."""
+    config = content.config_records["config"]
+    arrays = unpack_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
+    return Instruction(_count(config["server-round"]), arrays, tuple(_texts(config["tasks"])))
 
 
 def pack_train_reply(reply: TrainReply) -> RecordDict:
@@ -85,6 +121,7 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
             "num-examples": reply.num_examples,
             "usage": reply.usage.tolist(),
             "gate-entropy": reply.gate_entropy,
+            "task-examples": reply.task_examples.tolist(),
         }
     )
     return RecordDict({"arrays": pack_arrays(reply.arrays), "metrics": metrics})
@@ -99,11 +136,30 @@ def unpack_train_reply(content: RecordDict) -> TrainReply:
         _count(metrics["num-examples"]),
         np.asarray(metrics["usage"], dtype=np.float64),
         float(_number(metrics["gate-entropy"])),
+        np.asarray(metrics["task-examples"], dtype=np.float64),
     )
 
 
+def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
+    """Build the reply to an evaluate message."""
+    content = pack_scores(reply.scores)
+    use = [reply.expert_use[task] for task in reply.scores]
+    content["gate"] = ArrayRecord({"expert-use": Array(np.stack(use))})
+    return content
+
+
+def unpack_evaluate_reply(content: RecordDict, num_experts: int) -> EvaluateReply:
+    """Read the reply to an evaluate message. Raises KeyError, TypeError or ValueError for a malformed one."""
+    scores = unpack_scores(content)
+    use = _read_array("expert-use", content.array_records["gate"]["expert-use"])
+    shape = (len(scores), num_experts)
+    if use.shape != shape or not np.isfinite(use).all() or (use < 0).any():
+        raise ValueError(f"expert-use must be finite, not negative and {list(shape)}, got {list(use.shape)}")
+    return EvaluateReply(scores, dict(zip(scores, use.astype(np.float64), strict=True)))
+
+
 def pack_scores(scores: dict[str, AnswerScore]) -> RecordDict:
-    """Build the reply to an evaluate message: a score per task."""
+    """Build a record of a score per task."""
     tasks = list(scores)
     metrics = MetricRecord(
         {
@@ -184,6 +240,39 @@ def unpack_moments(content: RecordDict) -> NDArray[np.float64]:
     if moments.ndim != 2 or moments.shape[0] != moments.shape[1] or not np.isfinite(moments).all():
         raise ValueError(f"the moments are not a finite square matrix, but {list(moments.shape)}")
     return moments
+
+
+def pack_pool(pool: Arrays) -> RecordDict:
+    """Build the reply that brings first prompts."""
+    return RecordDict({"arrays": pack_arrays(pool)})
+
+
+def unpack_pool(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Read first prompts of these shapes. Raises KeyError or ValueError for malformed ones."""
+    pool = unpack_arrays(content.array_records["arrays"])
+    for name, shape in shapes.items():
+        if pool[name].shape != shape or pool[name].dtype != np.float32 or not np.isfinite(pool[name]).all():
+            raise ValueError(f"array {name} must be finite float32 {list(shape)}, got {list(pool[name].shape)}")
+    return {name: pool[name] for name in shapes}
+
+
+def pack_cluster_reply(reply: ClusterReply) -> RecordDict:
+    """Build the reply to a step of k-means."""
+    statistics = {"counts": Array(reply.counts), "sums": Array(reply.sums), "inertia": Array(np.array(reply.inertia))}
+    return RecordDict({"statistics": ArrayRecord(statistics)})
+
+
+def unpack_cluster_reply(content: RecordDict, num_clusters: int, num_features: int) -> ClusterReply:
+    """Read the reply to a step of k-means. Raises KeyError or ValueError for a malformed one."""
+    record = content.array_records["statistics"]
+    arrays = {name: _read_array(name, record[name]).astype(np.float64) for name in ("counts", "sums", "inertia")}
+    shapes = {"counts": (num_clusters,), "sums": (num_clusters, num_features), "inertia": ()}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} must be finite and {list(shape)}, got {list(arrays[name].shape)}")
+    if (arrays["counts"] < 0).any() or arrays["inertia"] < 0:
+        raise ValueError("counts and inertia must not be negative")
+    return ClusterReply(arrays["counts"], arrays["sums"], float(arrays["inertia"]))
 
 
 def _read_array(name: str, array: Array) -> NDArray[Any]:

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from common.mixture_arrays import Arrays, is_expertwise
+from common.mixture_arrays import Arrays
+from common.mixture_spec import is_expertwise, is_taskwise
 from common.wire import TrainReply
 
 # An expert that got less mass from all clients was used by nobody; dividing by it would lose its digits.
@@ -14,21 +15,26 @@ class UsageWeightedMean:
     """The mean of updates in which an expert counts by the gate mass that a client's examples gave it.
 
     The mean over all clients of expert k's values v is sum_c(u[c, k] v[c, k]) / sum_c(u[c, k]), with u = examples x
-    mean gate weight; so a client that never used an expert cannot pull it. Arrays that belong to no expert are weighted
-    by examples. Keeps one float64 accumulator, whatever the number of updates.
+    mean gate weight; so a client that never used an expert cannot pull it. Rows that belong to a task count by the
+    client's examples of that task, arrays that belong to neither by all its examples. Keeps one float64 accumulator,
+    whatever the number of updates.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._usage: NDArray[np.float64] | float = 0.0
+        self._task_examples: NDArray[np.float64] | float = 0.0
         self._num_examples = 0
 
     def add(self, update: TrainReply) -> None:
         """Take in a checked update."""
         for name, array in update.arrays.items():
-            weighted = array.astype(np.float64) * _weight(name, array.ndim, update.usage, update.num_examples)
+            weighted = array.astype(np.float64) * _weight(
+                name, array.shape, update.usage, update.task_examples, update.num_examples
+            )
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
         self._usage = self._usage + update.usage
+        self._task_examples = self._task_examples + update.task_examples
         self._num_examples += update.num_examples
 
     @property
@@ -37,16 +43,27 @@ class UsageWeightedMean:
         return np.asarray(self._usage)
 
     def merge_into(self, arrays: Arrays) -> Arrays:
-        """Return `arrays` with the mean in place of what was updated; an expert that nobody used stays as it is."""
+        """Return `arrays` with the mean in place of what was updated; what nobody used stays as it is."""
         merged = dict(arrays)
         for name, weighted in self._sums.items():
-            weight = np.broadcast_to(_weight(name, weighted.ndim, self.usage, self._num_examples), weighted.shape)
+            task_examples = np.asarray(self._task_examples)
+            weight = _weight(name, weighted.shape, self.usage, task_examples, self._num_examples)
+            weight = np.broadcast_to(weight, weighted.shape)
             mean = np.divide(weighted, weight, out=arrays[name].astype(np.float64), where=weight > SMALLEST_WEIGHT)
             merged[name] = mean.astype(np.float32)
         return merged
 
 
-def _weight(name: str, num_axes: int, usage: NDArray[np.float64], num_examples: int) -> NDArray[np.float64]:
+def _weight(
+    name: str,
+    shape: tuple[int, ...],
+    usage: NDArray[np.float64],
+    task_examples: NDArray[np.float64],
+    num_examples: int,
+) -> NDArray[np.float64]:
+    """Return an array's weights, to multiply it with; of the gate's rows there is none for the shared expert."""
     if is_expertwise(name):
-        return usage.reshape(-1, *[1] * (num_axes - 1))
+        return usage[: shape[0]].reshape(-1, *[1] * (len(shape) - 1))
+    if is_taskwise(name):
+        return task_examples.reshape(-1, *[1] * (len(shape) - 1))
     return np.asarray(float(num_examples))

@@ -8,13 +8,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import Config, read_config
-from common.mixture_arrays import num_parameters
+from common.mixture_spec import num_parameters
 from common.perplexity import geometric_mean, total
-from common.wire import PrepareReply
+from common.wire import EvaluateReply, PrepareReply
 from server.exchange import wait_for_nodes
-from server.preparation import first_mixture, mixture_shape, prepare_clients
+from server.expert_use import use_by_task
+from server.first_mixture import first_mixture
+from server.preparation import prepare_clients
 from server.run_directory import RunDirectory, new_run_directory
-from server.strategy import MixtureStrategy, Scores
+from server.strategy import MixtureStrategy
 
 log = logging.getLogger("flwr.fedmops")
 
@@ -41,12 +43,12 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     try:
         preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
         first = next(iter(preparation.replies.values()))
-        shape = mixture_shape(config, first)
-        arrays = first_mixture(grid, config, shape, preparation)
-    except RuntimeError:
+        spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks)
+        arrays = first_mixture(grid, config, spec, preparation)
+    except (RuntimeError, ValueError):
         directory.discard()
         raise
-    log.info("%d clients; a mixture of %d parameters", len(preparation.nodes), num_parameters(shape))
+    log.info("%d clients; a mixture of %d parameters", len(preparation.nodes), num_parameters(spec))
     clients = [total(reply.scores.values()) for reply in preparation.replies.values()]
     directory.add_round(
         {
@@ -61,19 +63,21 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         }
     )
     strategy = MixtureStrategy(
-        shape=shape,
+        spec=spec,
         nodes=preparation.nodes,
         client_fraction=config.client_fraction,
         seed=config.seed,
         timeout_seconds=config.round_timeout_seconds,
+        backbone=config.backbone,
         fingerprint=first.fingerprint,
+        centralised=config.centralised,
     )
-    _, scores = strategy.run(grid, arrays, config.num_rounds, directory)
-    directory.finish(result(preparation.replies, scores))
+    _, last = strategy.run(grid, arrays, config.num_rounds, directory)
+    directory.finish(result(preparation.replies, last) | {"tasks": result_by_task(preparation.replies, last)})
     log.info("results are in %s", directory.path)
 
 
-def result(replies: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
+def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> dict[str, Any]:
     """Set every client's perplexity with the mixture beside the backbone's; a client without last scores has none."""
     clients = []
     for client, reply in replies.items():
@@ -86,8 +90,8 @@ def result(replies: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
             "backbone_perplexity": before.perplexity,
             "backbone_bits_per_character": before.bits_per_character,
         }
-        if client in scores:
-            after = total(scores[client].values())
+        if client in last:
+            after = total(last[client].scores.values())
             row |= {"perplexity": after.perplexity, "bits_per_character": after.bits_per_character}
         clients.append(row)
     scored = [row for row in clients if "perplexity" in row]
@@ -96,3 +100,22 @@ def result(replies: dict[int, PrepareReply], scores: Scores) -> dict[str, Any]:
         "backbone_perplexity": geometric_mean(row["backbone_perplexity"] for row in scored),
         "perplexity": geometric_mean(row["perplexity"] for row in scored),
     }
+
+
+def result_by_task(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> list[dict[str, Any]]:
+    """Set every task's perplexity over all clients beside the backbone's, with the experts' mean weights."""
+    rows = []
+    for task, mass in use_by_task(last.values()).items():
+        holders = [client for client, reply in last.items() if task in reply.scores]
+        before = total(replies[client].scores[task] for client in holders)
+        after = total(last[client].scores[task] for client in holders)
+        rows.append(
+            {
+                "task": task,
+                "num_examples": after.num_examples,
+                "backbone_perplexity": before.perplexity,
+                "perplexity": after.perplexity,
+                "expert_use": (mass / after.num_examples).tolist(),
+            }
+        )
+    return rows

@@ -1,6 +1,7 @@
 """One exchange: send messages, read replies as they come, stop at the deadline, say of every node what it did."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,12 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float) -> list[i
     return nodes
 
 
+# Flower's processes send an exception as its class around its text.
+_EXCEPTION = re.compile(r"^<class '[^']*'>:<'(?P<text>.+)'>$")
+
+
 def _in_one_line(reason: str | None) -> str:
     words = " ".join((reason or "").split())
+    if raised := _EXCEPTION.match(words):
+        words = raised["text"]
     return words[:MAX_REASON_CHARACTERS] or "an error without a reason"

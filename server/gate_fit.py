@@ -1,15 +1,10 @@
-"""Pre-training of the gate, before round 1, on the clients' sums by task: it gives an expert one meaning everywhere."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+"""Pre-training of the gate, before round 1, on clients' sums: it gives an expert one meaning everywhere."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.mixture_arrays import Arrays, MixtureShape
-from common.wire import PrepareReply
-
-Float = NDArray[np.float64]
+from common.mixture_arrays import Arrays
+from server.gate_statistics import SMALLEST_SCALE, Float, GateStatistics
 
 # Chosen on the built-in skills' validation split by the gate's accuracy: docs/log.md.
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 128, 1e-2
@@ -18,96 +13,50 @@ SPREAD = 1.5
 # Share of an even spread over all features: keeps a covariance of few examples invertible.
 SHRINKAGE = 0.01
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
-
-# Features that hardly vary must not blow up.
-SMALLEST_SCALE = 1e-4
-
-
-@dataclass(frozen=True)
-class GateStatistics:
-    """Sums of the gate's input over all clients: `counts` `[tasks]`, `sums` and `squares` `[tasks, hidden]`."""
-
-    tasks: tuple[str, ...]  # sorted by domain, then name
-    counts: Float
-    sums: Float
-    squares: Float
-
-    @property
-    def mean(self) -> Float:
-        """Mean of every feature, `[hidden]`."""
-        mean: Float = self.sums.sum(axis=0) / self.counts.sum()
-        return mean
-
-    @property
-    def scale(self) -> Float:
-        """Standard deviation of every feature, `[hidden]`."""
-        variance = self.squares.sum(axis=0) / self.counts.sum() - self.mean**2
-        scale: Float = np.sqrt(np.maximum(variance, SMALLEST_SCALE**2))
-        return scale
+# How far the task gate's logit of a task's expert is above the others': 0.95 of the weight, with eight experts.
+TASK_MARGIN = 5.0
 
 
-def sum_statistics(replies: Sequence[PrepareReply]) -> GateStatistics:
-    """Add up the clients' statistics by task."""
-    domains = {task: domain for reply in replies for task, domain in zip(reply.tasks, reply.domains, strict=True)}
-    tasks = sorted(domains, key=lambda task: (domains[task], task))
-    row = {task: index for index, task in enumerate(tasks)}
-    hidden = replies[0].hidden_size
-    total = GateStatistics(
-        tuple(tasks), np.zeros(len(tasks)), np.zeros((len(tasks), hidden)), np.zeros((len(tasks), hidden))
-    )
-    for reply in replies:
-        rows = [row[task] for task in reply.tasks]
-        total.counts[rows] += reply.counts
-        total.sums[rows] += reply.sums
-        total.squares[rows] += reply.squares
-    return total
+def experts_by_label(statistics: GateStatistics, label: str, num_experts: int) -> NDArray[np.int64]:
+    """Assign tasks to experts, `[tasks]`, in turn by their label: "task" or "domain".
 
-
-def expert_of_task(num_tasks: int, num_experts: int) -> NDArray[np.int64]:
-    """Assign tasks to experts in turn.
-
-    Tasks come sorted by domain, so those of one domain, which look alike, go to different experts, and an expert's
-    tasks look different: the frozen backbone tells them apart by itself.
+    Tasks come sorted by domain, so in turn by task those of one domain, which look alike, go to different experts, and
+    an expert's tasks look different: the frozen backbone tells them apart by itself. In turn by domain, an expert gets
+    all tasks of its domains.
     """
-    return np.arange(num_tasks) % num_experts
+    labels = statistics.tasks if label == "task" else statistics.domains
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[name] % num_experts for name in labels])
 
 
-def standardise(arrays: Arrays, statistics: GateStatistics) -> Arrays:
-    """Return the mixture with the gate's fixed statistics set."""
-    return arrays | {
-        "gate.mean": statistics.mean.astype(np.float32),
-        "gate.scale": statistics.scale.astype(np.float32),
-    }
-
-
-def fit_gate(
+def fit_input_gate(
     arrays: Arrays,
-    shape: MixtureShape,
-    statistics: GateStatistics,
+    centres: Float,
+    counts: Float,
+    experts: NDArray[np.int64],
     moments: Float,
     projection: Float,
     temperature: float,
     rng: np.random.Generator,
 ) -> Arrays:
-    """Return the mixture with a gate fitted to send each task to its expert.
+    """Return the mixture with an input gate fitted to send each group of inputs to its expert.
 
-    Only sums are known of the inputs, so the fit draws them: a task's inputs as a normal around the task's mean, with
-    the covariance within tasks that all tasks share, tasks equally often. The covariance comes from `moments`, the
-    clients' summed second moments `[features, features]` of the standardised inputs under `projection`
-    `[features, hidden]`. Adam on the cross entropy of the gate of common.mixture.Gate, its rate falling to 0.
+    Groups are tasks or clusters: their means `centres` `[groups, features]` and `counts` `[groups]`, in the features of
+    the standardised inputs under `projection` `[features, hidden]`, and `experts` `[groups]`. Only sums are known of
+    the inputs, so the fit draws them: a group's inputs as a normal around its mean, with the covariance within groups
+    that all share, groups equally often. The covariance comes from `moments`, the clients' summed second moments
+    `[features, features]`. Adam on the cross entropy of the gate of common.mixture.Gate, its rate falling to 0.
     """
-    means = statistics.sums / statistics.counts[:, None]
-    centres = ((means - arrays["gate.mean"]) / arrays["gate.scale"]) @ projection.T
-    factor = SPREAD * _root(covariance_within_tasks(centres, statistics.counts, moments))
-    targets = expert_of_task(len(statistics.tasks), shape.num_experts)
-    gate = {name: arrays[name].astype(np.float64) for name in shape.trainable() if name.startswith("gate.")}
+    factor = SPREAD * _root(covariance_within(centres, counts, moments))
+    names = ("gate.hidden.weight", "gate.hidden.bias", "gate.output.weight", "gate.output.bias")
+    gate = {name: arrays[name].astype(np.float64) for name in names}
     gate["gate.hidden.weight"] = gate["gate.hidden.weight"] @ projection.T
     first = {name: np.zeros_like(value) for name, value in gate.items()}
     second = {name: np.zeros_like(value) for name, value in gate.items()}
     for step in range(1, NUM_STEPS + 1):
-        tasks = rng.integers(len(targets), size=BATCH_SIZE)
-        inputs = centres[tasks] + rng.standard_normal((BATCH_SIZE, len(factor))) @ factor.T
-        _, gradients = gate_loss(gate, inputs, targets[tasks], temperature)
+        groups = rng.integers(len(experts), size=BATCH_SIZE)
+        inputs = centres[groups] + rng.standard_normal((BATCH_SIZE, len(factor))) @ factor.T
+        _, gradients = gate_loss(gate, inputs, experts[groups], temperature)
         rate = LEARNING_RATE * (1 - step / NUM_STEPS)
         for name, gradient in gradients.items():
             first[name] += (1 - ADAM_BETAS[0]) * (gradient - first[name])
@@ -118,6 +67,16 @@ def fit_gate(
     return arrays | {name: value.astype(np.float32) for name, value in gate.items()}
 
 
+def fit_task_gate(arrays: Arrays, rows: NDArray[np.int64], experts: NDArray[np.int64]) -> Arrays:
+    """Return the mixture with task embeddings that point at the keys of their experts; the query is the identity.
+
+    `rows` are the tasks' rows among the embeddings, `experts` their experts.
+    """
+    embeddings = arrays["gate.task_embeddings"].copy()
+    embeddings[rows] = TASK_MARGIN * arrays["gate.expert_keys"][experts]
+    return arrays | {"gate.task_embeddings": embeddings}
+
+
 def _root(covariance: Float) -> Float:
     """Return a matrix whose product with its transpose is the covariance; what a lying client made negative is 0."""
     values, vectors = np.linalg.eigh(covariance)
@@ -125,8 +84,8 @@ def _root(covariance: Float) -> Float:
     return root
 
 
-def covariance_within_tasks(centres: Float, counts: Float, moments: Float) -> Float:
-    """Return the covariance around the tasks' means that all tasks share, `[features, features]`, slightly shrunk."""
+def covariance_within(centres: Float, counts: Float, moments: Float) -> Float:
+    """Return the covariance around the groups' means that all groups share, `[features, features]`, slightly shrunk."""
     within = (moments - (centres * counts[:, None]).T @ centres) / counts.sum()
     size = len(within)
     floor = max(np.trace(within) / size, SMALLEST_SCALE**2)

@@ -1,21 +1,16 @@
-"""Before round 1: who takes part, the backbone's own scores, the gate's statistics, the first mixture."""
+"""Before round 1: who takes part, the backbone's own scores, the gate's statistics."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from common.config import Config
-from common.mixture_arrays import GATE_STATISTICS, Arrays, MixtureShape, initial_arrays
-from common.projection import projection
-from common.wire import MOMENTS, PREPARE, PrepareReply, instruction, unpack_moments, unpack_prepare_reply
+from common.wire import PREPARE, PrepareReply, instruction, unpack_prepare_reply
 from server.exchange import Exchanged, exchange
-from server.gate_fit import fit_gate, standardise, sum_statistics
 from server.run_directory import RunDirectory
 from server.update_check import check_prepare_reply
 
@@ -32,9 +27,14 @@ class Preparation:
     bytes_down: int = 0
     bytes_up: int = 0
 
-    def count(self, name: str, exchanged: Exchanged[PrepareReply] | Exchanged[NDArray[np.float64]]) -> None:
+    @property
+    def tasks(self) -> set[str]:
+        """All tasks that a client trains on."""
+        return {task for reply in self.replies.values() for task in reply.tasks}
+
+    def count(self, name: str, exchanged: Exchanged[Any]) -> None:
         """Add an exchange's traffic and failures."""
-        self.failed[name] = exchanged.failures
+        self.failed[name] = self.failed.get(name, {}) | exchanged.failures
         self.bytes_down += exchanged.bytes_down
         self.bytes_up += exchanged.bytes_up
 
@@ -85,49 +85,3 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
 
 def _backbone(reply: PrepareReply) -> tuple[str, int, tuple[tuple[int, tuple[int, int, int]], ...]]:
     return reply.fingerprint, reply.hidden_size, tuple(sorted(reply.kv_shapes.items()))
-
-
-def mixture_shape(config: Config, reply: PrepareReply) -> MixtureShape:
-    """Return the shapes of the run's mixture on the clients' backbone."""
-    return MixtureShape(
-        num_experts=config.num_experts,
-        tokens_per_expert=config.tokens_per_expert,
-        gate_hidden_size=config.gate_hidden_size,
-        hidden_size=reply.hidden_size,
-        kv_shapes=reply.kv_shapes,
-    )
-
-
-def first_mixture(grid: Grid, config: Config, shape: MixtureShape, preparation: Preparation) -> Arrays:
-    """Draw the mixture's first values; standardise its gate's input; pre-train the gate on the clients' moments."""
-    rng = np.random.default_rng(config.seed)
-    arrays = initial_arrays(shape, rng)
-    if shape.num_experts == 1:
-        return arrays
-    arrays = standardise(arrays, sum_statistics(list(preparation.replies.values())))
-    if not config.pretrain_gate:
-        return arrays
-    to_features = projection(shape.hidden_size, config.seed)
-
-    def read(content: RecordDict) -> NDArray[np.float64]:
-        moments = unpack_moments(content)
-        if len(moments) != len(to_features):
-            raise ValueError(f"the moments have size {len(moments)}, expected {len(to_features)}")
-        return moments
-
-    exchanged = exchange(
-        grid,
-        f"query.{MOMENTS}",
-        instruction(0, {name: arrays[name] for name in GATE_STATISTICS}),
-        preparation.nodes,
-        config.round_timeout_seconds,
-        read,
-        lambda client, moments: None,
-    )
-    preparation.count(MOMENTS, exchanged)
-    if not exchanged.replies:
-        raise RuntimeError(f"no client sent its moments: {next(iter(exchanged.failures.values()))}")
-    # A client that fell silent between the two exchanges counts in neither of the sums that the fit compares.
-    statistics = sum_statistics([preparation.replies[client] for client in exchanged.replies])
-    moments = np.sum(list(exchanged.replies.values()), axis=0)
-    return fit_gate(arrays, shape, statistics, moments, to_features, config.temperature, rng)

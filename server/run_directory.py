@@ -10,11 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
-
 from common.backbone_source import distribution_root
 from common.config import Config, kebab
-from common.mixture_arrays import Arrays, MixtureShape, num_parameters
+from common.mixture_arrays import Arrays
+from common.mixture_file import CARD, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
 from common.wire import TrainReply
 
@@ -25,7 +24,6 @@ VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes",
 
 CONFIG, VERSIONS, RESULT = "config.json", "versions.json", "result.json"
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
-MIXTURE, CARD = "mixture.safetensors", "mixture.json"
 
 
 def new_run_directory(config: Config) -> Path:
@@ -77,18 +75,10 @@ class RunDirectory:
         """Append a round's summary."""
         self._append(ROUNDS, figures)
 
-    def save_mixture(self, arrays: Arrays, shape: MixtureShape, card: dict[str, Any]) -> None:
+    def save_mixture(self, arrays: Arrays, card: dict[str, Any]) -> None:
         """Replace the saved mixture and its card."""
-        self._replace(MIXTURE, save(arrays))
-        described = {
-            "num_experts": shape.num_experts,
-            "tokens_per_expert": shape.tokens_per_expert,
-            "gate_hidden_size": shape.gate_hidden_size,
-            "hidden_size": shape.hidden_size,
-            "kv_shapes": {str(layer): list(sizes) for layer, sizes in shape.kv_shapes.items()},
-            "num_parameters": num_parameters(shape),
-        }
-        self._write_json(CARD, described | card)
+        self._replace(WEIGHTS, weights_bytes(arrays))
+        self._write_json(CARD, card)
 
     def finish(self, figures: dict[str, Any]) -> None:
         """Write the result: there is one only if the run ended well."""

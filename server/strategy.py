@@ -9,17 +9,18 @@ import numpy as np
 from flwr.app import MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.mixture_arrays import Arrays, MixtureShape
-from common.perplexity import AnswerScore, geometric_mean, total
-from common.wire import TrainReply, instruction, unpack_scores, unpack_train_reply
+from common.mixture_arrays import Arrays
+from common.mixture_file import card
+from common.mixture_spec import MixtureSpec
+from common.perplexity import geometric_mean, total
+from common.wire import EvaluateReply, TrainReply, instruction, unpack_evaluate_reply, unpack_train_reply
 from server.aggregation import UsageWeightedMean
 from server.exchange import Exchanged, exchange
+from server.expert_use import share_of_experts, task_expert_information, use_by_task
 from server.run_directory import RunDirectory
 from server.update_check import check_update
 
 log = logging.getLogger("flwr.fedmops")
-
-Scores = dict[int, dict[str, AnswerScore]]  # by client and task
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,23 @@ class MixtureStrategy:
     `nodes` maps clients (partitions) to node ids.
     """
 
-    shape: MixtureShape
+    spec: MixtureSpec
     nodes: Mapping[int, int]
     client_fraction: float
     seed: int
     timeout_seconds: float
+    backbone: str
     fingerprint: str
+    centralised: bool = False
 
-    def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> tuple[Arrays, Scores]:
-        """Run the rounds; return the mixture and the clients' last scores.
+    def run(
+        self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory
+    ) -> tuple[Arrays, dict[int, EvaluateReply]]:
+        """Run the rounds; return the mixture and what the clients last said of it.
 
         Everything is in the run directory after each round. Raises RuntimeError when a round has no usable reply.
         """
-        scores: Scores = {}
+        last: dict[int, EvaluateReply] = {}
         for server_round in range(1, num_rounds + 1):
             started = time.monotonic()
             trained = self.train(grid, server_round, arrays, directory)
@@ -51,22 +56,25 @@ class MixtureStrategy:
             for update in trained.replies.values():
                 mean.add(update)
             arrays = mean.merge_into(arrays)
-            directory.save_mixture(arrays, self.shape, {"round": server_round, "backbone": self.fingerprint})
+            directory.save_mixture(arrays, card(self.spec, self.backbone, self.fingerprint, server_round))
             evaluated = self.evaluate(grid, server_round, arrays, directory)
-            scores = evaluated.replies
-            clients = [total(by_task.values()) for by_task in scores.values()]
+            last = evaluated.replies
+            clients = [total(reply.scores.values()) for reply in last.values()]
+            use = use_by_task(last.values())
             figures = {
                 "round": server_round,
                 "loss": float(np.mean([update.loss for update in trained.replies.values()])),
                 "perplexity": geometric_mean(client.perplexity for client in clients),
                 "bits_per_character": total(clients).bits_per_character,
                 "num_clients_trained": len(trained.replies),
-                "num_clients_evaluated": len(scores),
+                "num_clients_evaluated": len(last),
                 "failed": {"train": trained.failures, "evaluate": evaluated.failures},
                 "bytes_down": trained.bytes_down + evaluated.bytes_down,
                 "bytes_up": trained.bytes_up + evaluated.bytes_up,
                 "seconds": time.monotonic() - started,
-                "expert_use": (mean.usage / mean.usage.sum()).tolist(),
+                "expert_use": share_of_experts(use).tolist(),
+                "smallest_expert_use": float(share_of_experts(use).min()),
+                "task_expert_information": task_expert_information(use),
                 "gate_entropy": float(np.mean([update.gate_entropy for update in trained.replies.values()])),
             }
             directory.add_round(figures)
@@ -81,11 +89,13 @@ class MixtureStrategy:
                 figures["bytes_up"] / 1e6,
                 figures["seconds"],
             )
-        return arrays, scores
+        return arrays, last
 
     def sample(self, server_round: int) -> dict[int, int]:
-        """Choose the clients that train in a round, by seed and round alone."""
+        """Choose the clients that train in a round, by seed and round alone; one alone for all if centralised."""
         clients = sorted(self.nodes)
+        if self.centralised:
+            return {clients[0]: self.nodes[clients[0]]}
         count = max(1, round(self.client_fraction * len(clients)))
         chosen = np.random.default_rng([self.seed, server_round]).choice(len(clients), count, replace=False)
         return {clients[index]: self.nodes[clients[index]] for index in sorted(chosen)}
@@ -95,13 +105,13 @@ class MixtureStrategy:
 
         def read(content: RecordDict) -> TrainReply:
             update = unpack_train_reply(content)
-            check_update(update, self.shape)
+            check_update(update, self.spec)
             return update
 
         exchanged = exchange(
             grid,
             MessageType.TRAIN,
-            instruction(server_round, arrays),
+            instruction(server_round, arrays, self.spec.tasks),
             self.sample(server_round),
             self.timeout_seconds,
             read,
@@ -113,22 +123,22 @@ class MixtureStrategy:
 
     def evaluate(
         self, grid: Grid, server_round: int, arrays: Arrays, directory: RunDirectory
-    ) -> Exchanged[dict[str, AnswerScore]]:
-        """Have all clients evaluate the merged mixture; return their scores by task."""
+    ) -> Exchanged[EvaluateReply]:
+        """Have all clients evaluate the merged mixture; return their scores and expert use by task."""
         exchanged = exchange(
             grid,
             MessageType.EVALUATE,
-            instruction(server_round, arrays),
+            instruction(server_round, arrays, self.spec.tasks),
             self.nodes,
             self.timeout_seconds,
-            unpack_scores,
-            lambda client, scores: directory.add_scores(server_round, "mixture", client, scores),
+            lambda content: unpack_evaluate_reply(content, self.spec.num_experts),
+            lambda client, reply: directory.add_scores(server_round, "mixture", client, reply.scores),
         )
         if not exchanged.replies:
             raise RuntimeError(f"round {server_round}: no client sent its scores; {_why(exchanged)}")
         return exchanged
 
 
-def _why(exchanged: Exchanged[TrainReply] | Exchanged[dict[str, AnswerScore]]) -> str:
+def _why(exchanged: Exchanged[TrainReply] | Exchanged[EvaluateReply]) -> str:
     client, reason = next(iter(exchanged.failures.items()))
     return f"client {client}: {reason}"

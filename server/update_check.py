@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.mixture_arrays import MixtureShape
+from common.mixture_spec import MixtureSpec
 from common.wire import PrepareReply, TrainReply
 
 # Mass that rounding may add to or take from the sum of an update's expert use.
@@ -11,9 +11,9 @@ USAGE_TOLERANCE = 1e-3
 LARGEST_ROOT_MEAN_SQUARE = 1e3
 
 
-def check_update(update: TrainReply, shape: MixtureShape) -> None:
+def check_update(update: TrainReply, spec: MixtureSpec) -> None:
     """Raise ValueError, naming the array, unless names, shapes, dtypes and values are what training gives."""
-    expected = shape.trainable()
+    expected = spec.trainable()
     for name in expected:
         if name not in update.arrays:
             raise ValueError(f"array {name} is missing")
@@ -33,12 +33,17 @@ def check_update(update: TrainReply, shape: MixtureShape) -> None:
             )
     if update.num_examples < 1:
         raise ValueError(f"num-examples is {update.num_examples}, expected at least 1")
-    if update.usage.shape != (shape.num_experts,):
-        raise ValueError(f"usage has shape {list(update.usage.shape)}, expected [{shape.num_experts}]")
+    if update.usage.shape != (spec.num_experts,):
+        raise ValueError(f"usage has shape {list(update.usage.shape)}, expected [{spec.num_experts}]")
     if not np.isfinite(update.usage).all() or (update.usage < 0).any():
         raise ValueError("usage holds values that are negative or not finite")
-    if abs(update.usage.sum() / update.num_examples - 1) > USAGE_TOLERANCE:
-        raise ValueError(f"usage sums to {update.usage.sum():g}, expected num-examples, {update.num_examples}")
+    gated = update.usage[: spec.num_gated].sum() if spec.has_gate else update.usage.mean()
+    if abs(gated / update.num_examples - 1) > USAGE_TOLERANCE:
+        raise ValueError(f"usage sums to {gated:g}, expected num-examples, {update.num_examples}")
+    if update.task_examples.shape != (len(spec.tasks),):
+        raise ValueError(f"task-examples has shape {list(update.task_examples.shape)}, expected [{len(spec.tasks)}]")
+    if not np.isfinite(update.task_examples).all() or (update.task_examples < 0).any():
+        raise ValueError("task-examples holds values that are negative or not finite")
     if not np.isfinite(update.loss):
         raise ValueError(f"loss is {update.loss}")
     if not np.isfinite(update.gate_entropy):

@@ -8,7 +8,8 @@ from typing import Any
 from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
-GATE_KEYS = {"gate-hidden-size", "temperature", "pretrain-gate", "gate-learning-rate", "balance-weight"}
+GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
+GATE_KEYS |= {"balance-weight", "task-embedding-size"}
 
 
 def presets() -> dict[str, Path]:
@@ -40,8 +41,18 @@ def resolve(words: Sequence[str]) -> dict[str, Value]:
 
 def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
     """Raise ValueError for a key on the command line that another setting makes void."""
-    if "dirichlet-alpha" in spoken and settings["partition"] != "dirichlet":
-        raise ValueError("dirichlet-alpha has no effect on partition=by-task: add partition=dirichlet or leave it out")
+    for key, other, value in (
+        ("dirichlet-alpha", "partition", "dirichlet"),
+        ("task-weight-learning-rate", "task-weights", "learned"),
+        ("task-embedding-size", "gate", ("task", "both")),
+    ):
+        wanted = value if isinstance(value, tuple) else (value,)
+        if key in spoken and settings[other] not in wanted:
+            raise ValueError(
+                f"{key} has no effect on {other}={settings[other]}: add {other}={wanted[-1]} or leave it out"
+            )
+    if "client-fraction" in spoken and settings["centralised"]:
+        raise ValueError("client-fraction has no effect on centralised training: leave it out")
     void = sorted(spoken & GATE_KEYS) if settings["num-experts"] == 1 else []
     if void:
         raise ValueError(f"{void[0]} has no effect on one expert, which has no gate: raise num-experts or leave it out")

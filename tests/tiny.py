@@ -11,10 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from common.backbone import Backbone
 from common.batches import Batch, TokenizedExample, collate, tokenize
+from common.decoder import probe_kv_shapes
 from common.example import Example
-from common.injection import PromptedBackbone, probe_kv_shapes
+from common.injection import PromptedBackbone
 from common.mixture import Mixture
-from common.mixture_arrays import MixtureShape, initial_arrays
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec
 from common.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -56,25 +58,25 @@ def tiny_backbone(dtype: torch.dtype = torch.float32) -> Backbone:
 
 
 def mixture_for(
-    backbone: Backbone, num_experts: int = 3, layer: int = 2, scale: float = 10.0, seed: int = 0
+    backbone: Backbone, num_experts: int = 3, layer: int = 2, scale: float = 10.0, seed: int = 0, **changes: Any
 ) -> Mixture:
     """Draw a mixture whose prompts are `scale` times the usual first ones, so that they show."""
-    shape = MixtureShape(num_experts, 4, 8, backbone.hidden_size, probe_kv_shapes(backbone, layer))
+    spec = MixtureSpec(num_experts, 4, 8, backbone.hidden_size, probe_kv_shapes(backbone, layer), **changes)
     rng = np.random.default_rng(seed)
-    arrays = initial_arrays(shape, rng)
+    arrays = initial_arrays(spec, rng)
     for name, array in arrays.items():
         if name.startswith("pool."):
             array *= np.float32(scale)
         elif name.endswith("bias"):
             array += rng.normal(size=array.shape).astype(np.float32)
-    mixture = Mixture(shape, temperature=1.0)
+    mixture = Mixture(spec)
     mixture.load_arrays(arrays)
     return mixture
 
 
-def tiny_prompted(num_experts: int = 3, layer: int = 2) -> PromptedBackbone:
+def tiny_prompted(num_experts: int = 3, layer: int = 2, **changes: Any) -> PromptedBackbone:
     backbone = tiny_backbone()
-    return PromptedBackbone(backbone, mixture_for(backbone, num_experts, layer))
+    return PromptedBackbone(backbone, mixture_for(backbone, num_experts, layer, **changes))
 
 
 def examples(count: int = 12) -> list[Example]:
@@ -101,4 +103,4 @@ def batch_of(count: int = 4) -> Batch:
 
 
 def logits_of(prompted: PromptedBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    return prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+    return prompted.logits(batch)

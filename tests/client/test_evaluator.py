@@ -52,7 +52,7 @@ def test_scores_of_the_mixture_equal_a_loop():
     def logits_of_one(text):
         single = collate([text], 2, CPU)
         with torch.no_grad():
-            return prompted.logits(single.input_ids, single.attention_mask, single.input_mask, text.num_tokens)[0][0]
+            return prompted.logits(single)[0][0]
 
     values = loop_over(texts, logits_of_one)
     assert values != pytest.approx(loop_over(texts, plain_logits), rel=1e-3)

@@ -46,7 +46,7 @@ def centralised(prompted, texts, chosen, batches, max_norm):
     losses = []
     for indices in batches:
         batch = collate([texts[index] for index in indices], 2, CPU)
-        logits, log_weights = prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+        logits, log_weights = prompted.logits(batch)
         log_p = logits[:, :-1].log_softmax(-1)
         picked = [log_p[row, n, batch.labels[row, n]] for row, n in (batch.labels != IGNORED).nonzero()]
         loss = -torch.stack(picked).mean()
@@ -198,7 +198,7 @@ def test_usage_and_entropy_equal_the_gates_weights():
     prompted = tiny_prompted()
     texts = tokenized(examples(4))
     batch = collate(texts, 2, CPU)
-    _, weights = prompted.logits(batch.input_ids, batch.attention_mask, batch.input_mask, batch.num_logits)
+    _, weights = prompted.logits(batch)
     weights = weights.exp().detach().double()
     result = train(prompted, texts, settings(num_steps=1), rng())
     np.testing.assert_allclose(result.usage, weights.sum(0).numpy(), rtol=1e-5)

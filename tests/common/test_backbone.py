@@ -12,7 +12,8 @@ from tiny import LAYERS, batch_of, byte_tokenizer, logits_of, mixture_for, tiny_
 from common import backbone as backbone_module
 from common.answer_loss import answer_nll
 from common.backbone import compute_dtype, load_backbone, resolve_device
-from common.injection import PromptedBackbone, forward
+from common.decoder import forward
+from common.injection import PromptedBackbone
 from common.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")

@@ -48,15 +48,18 @@ def test_an_answer_that_leaves_no_room_is_an_error():
 
 
 def test_a_batch_is_left_padded():
-    short = TokenizedExample([BOS, 11, 12], [21, EOS], [True, False, False])
-    long = TokenizedExample([BOS, 31, 32, 33], [41, 42, EOS], [True, False, False, False])
+    short = TokenizedExample([BOS, 11, 12], [21, EOS], [True, False, False], "a")
+    long = TokenizedExample([BOS, 31, 32, 33], [41, 42, EOS], [True, False, False, False], "b")
     batch = collate([short, long], PAD, CPU)
     assert batch.input_ids.tolist() == [[PAD, PAD, BOS, 11, 12, 21, EOS], [BOS, 31, 32, 33, 41, 42, EOS]]
     assert batch.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1, 1], [1] * 7]
     assert batch.input_mask.tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0]]
     assert batch.labels.tolist() == [[IGNORED, 21, EOS], [41, 42, EOS]]
     assert batch.num_logits == 4
-    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.long}
+    assert batch.from_last_input_on.tolist() == [[False] * 4 + [True] * 3, [False] * 3 + [True] * 4]
+    assert batch.tasks == ("a", "b")
+    tensors = (batch.input_ids, batch.attention_mask, batch.input_mask, batch.labels)
+    assert {tensor.dtype for tensor in tensors} == {torch.long}
 
 
 def test_a_tokenizer_without_padding_pads_with_eos():

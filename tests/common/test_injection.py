@@ -25,14 +25,8 @@ from tiny import (
 from common.answer_loss import answer_nll
 from common.backbone import Backbone
 from common.batches import collate
-from common.injection import (
-    PromptedBackbone,
-    decoder_layers,
-    forward,
-    hidden_at,
-    injection_layer,
-    probe_kv_shapes,
-)
+from common.decoder import decoder_layers, forward, hidden_at, injection_layer, probe_kv_shapes
+from common.injection import PromptedBackbone
 
 # float32 sums of about a hundred terms, in another order by another kernel; measured 2e-5 on logits of size 1 to 10.
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}
@@ -232,11 +226,11 @@ def test_the_gate_never_sees_the_answer():
         answer = int((labels >= 0).sum())
         others[row, -answer:] = 3 + (others[row, -answer:] + 7) % 250
     assert not torch.equal(others, batch.input_ids)
-    changed = prompted.logits(others, batch.attention_mask, batch.input_mask, batch.num_logits)[1]
+    changed = prompted.logits(replace(batch, input_ids=others))[1]
     assert torch.equal(changed, log_weights)
     others = batch.input_ids.clone()
     others[:, -30] += 1  # an input token, for comparison
-    changed = prompted.logits(others, batch.attention_mask, batch.input_mask, batch.num_logits)[1]
+    changed = prompted.logits(replace(batch, input_ids=others))[1]
     assert not torch.equal(changed, log_weights)
 
 

@@ -6,9 +6,10 @@ import torch
 from tiny import mixture_for, tiny_backbone
 
 from common.mixture import Gate, Mixture, mean_over_input
-from common.mixture_arrays import GATE_STATISTICS, MixtureShape, initial_arrays
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import GATE_STATISTICS, MixtureSpec
 
-SHAPE = MixtureShape(3, 4, 5, 6, {2: (2, 8, 7), 10: (1, 4, 4)})
+SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 10: (1, 4, 4)})
 
 
 def gate_with(temperature, num_experts=4):
@@ -63,17 +64,17 @@ def test_one_expert_has_no_gate_and_weight_one():
 
 @pytest.mark.parametrize("num_experts", [1, 3])
 def test_names_and_shapes_are_those_of_the_shape(num_experts):
-    shape = MixtureShape(num_experts, 4, 5, 6, SHAPE.kv_shapes)
-    mixture = Mixture(shape, 1.0)
+    shape = MixtureSpec(num_experts, 4, 5, 6, SPEC.kv_shapes)
+    mixture = Mixture(shape)
     assert {name: tuple(p.shape) for name, p in mixture.named_parameters()} == shape.trainable()
     assert {name: tuple(t.shape) for name, t in mixture.state_dict().items()} == shape.all()
     assert {t.dtype for t in mixture.state_dict().values()} == {torch.float32}
 
 
 def test_arrays_survive_the_round_trip():
-    arrays = initial_arrays(SHAPE, np.random.default_rng(0))
+    arrays = initial_arrays(SPEC, np.random.default_rng(0))
     arrays["gate.mean"] += 3
-    mixture = Mixture(SHAPE, 1.0)
+    mixture = Mixture(SPEC)
     mixture.load_arrays(arrays)
     trained = mixture.trained_arrays()
     assert trained.keys() == arrays.keys() - set(GATE_STATISTICS)
@@ -83,7 +84,7 @@ def test_arrays_survive_the_round_trip():
 
 
 def test_trained_arrays_are_a_copy():
-    mixture = Mixture(SHAPE, 1.0)
+    mixture = Mixture(SPEC)
     before = mixture.trained_arrays()
     with torch.no_grad():
         for parameter in mixture.parameters():
@@ -94,7 +95,7 @@ def test_trained_arrays_are_a_copy():
 
 @pytest.mark.parametrize("change", ["missing", "extra", "reshaped"])
 def test_arrays_of_another_shape_do_not_load(change):
-    arrays = initial_arrays(SHAPE, np.random.default_rng(0))
+    arrays = initial_arrays(SPEC, np.random.default_rng(0))
     if change == "missing":
         del arrays["gate.mean"]
     elif change == "extra":
@@ -102,7 +103,7 @@ def test_arrays_of_another_shape_do_not_load(change):
     else:
         arrays["pool.keys.2"] = arrays["pool.keys.2"][:2]
     with pytest.raises(RuntimeError, match="Error"):
-        Mixture(SHAPE, 1.0).load_arrays(arrays)
+        Mixture(SPEC).load_arrays(arrays)
 
 
 def test_the_mean_leaves_out_what_is_masked():

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from common.mixture_arrays import MixtureShape, initial_arrays, is_expertwise, num_parameters
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec, is_expertwise, num_parameters
 
-SHAPE = MixtureShape(3, 4, 5, 6, {10: (1, 64, 4), 2: (2, 8, 7)})
+SPEC = MixtureSpec(3, 4, 5, 6, {10: (1, 64, 4), 2: (2, 8, 7)})
 
 
 def test_names_and_shapes_are_these():
-    assert SHAPE.trainable() == {
+    assert SPEC.trainable() == {
         "pool.keys.2": (3, 4, 2, 8),
         "pool.values.2": (3, 4, 2, 7),
         "pool.keys.10": (3, 4, 1, 64),
@@ -20,34 +21,34 @@ def test_names_and_shapes_are_these():
         "gate.output.weight": (3, 5),
         "gate.output.bias": (3,),
     }
-    assert SHAPE.all() == SHAPE.trainable() | {"gate.mean": (6,), "gate.scale": (6,)}
+    assert SPEC.all() == SPEC.trainable() | {"gate.mean": (6,), "gate.scale": (6,)}
 
 
 def test_one_expert_has_a_pool_only():
-    single = MixtureShape(1, 4, 5, 6, {2: (2, 8, 7)})
+    single = MixtureSpec(1, 4, 5, 6, {2: (2, 8, 7)})
     assert single.all() == single.trainable() == {"pool.keys.2": (1, 4, 2, 8), "pool.values.2": (1, 4, 2, 7)}
 
 
 def test_what_belongs_to_an_expert_has_experts_first():
-    expertwise = {name for name in SHAPE.all() if is_expertwise(name)}
-    assert expertwise == {name for name, dimensions in SHAPE.all().items() if dimensions[0] == 3}
+    expertwise = {name for name in SPEC.all() if is_expertwise(name)}
+    assert expertwise == {name for name, dimensions in SPEC.all().items() if dimensions[0] == 3}
     assert not is_expertwise("gate.hidden.weight") and not is_expertwise("gate.mean")
 
 
 def test_the_number_of_parameters_counts_what_is_trained():
-    assert num_parameters(SHAPE) == 3 * 4 * (2 * 8 + 2 * 7 + 64 + 4) + 5 * 6 + 5 + 3 * 5 + 3
+    assert num_parameters(SPEC) == 3 * 4 * (2 * 8 + 2 * 7 + 64 + 4) + 5 * 6 + 5 + 3 * 5 + 3
 
 
 def test_first_values_come_from_the_generator():
-    first, same, other = (initial_arrays(SHAPE, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert {name: array.shape for name, array in first.items()} == SHAPE.all()
+    first, same, other = (initial_arrays(SPEC, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert {name: array.shape for name, array in first.items()} == SPEC.all()
     assert {array.dtype for array in first.values()} == {np.dtype(np.float32)}
     assert all(np.array_equal(first[name], same[name]) for name in first)
     assert not any(np.array_equal(first[name], other[name]) for name in first if name.endswith("weight"))
 
 
 def test_first_prompts_are_small_and_the_gate_begins_standardised_by_nothing():
-    arrays = initial_arrays(MixtureShape(20, 20, 50, 50, {2: (2, 64, 64)}), np.random.default_rng(0))
+    arrays = initial_arrays(MixtureSpec(20, 20, 50, 50, {2: (2, 64, 64)}), np.random.default_rng(0))
     # 51,200 draws: the spread is right within 1 %.
     assert math.isclose(arrays["pool.values.2"].std(), 0.02, rel_tol=0.02)
     assert math.isclose(arrays["pool.keys.2"].std(), 0.02 * 8, rel_tol=0.02)

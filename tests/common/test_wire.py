@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from common.mixture_arrays import MixtureShape, initial_arrays, num_parameters
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec, num_parameters
 from common.perplexity import AnswerScore
 from common.wire import (
     PrepareReply,
@@ -27,8 +28,8 @@ from common.wire import (
     unpack_train_reply,
 )
 
-SHAPE = MixtureShape(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
-ARRAYS = initial_arrays(SHAPE, np.random.default_rng(0))
+SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
+ARRAYS = initial_arrays(SPEC, np.random.default_rng(0))
 SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
 
 
@@ -111,13 +112,13 @@ def test_a_record_weighs_four_bytes_a_parameter_and_a_header_an_array():
 
 
 def test_messages_both_ways_weigh_what_the_shapes_say():
-    down = message_bytes(instruction(1, drawn(SHAPE.all())))
-    update = TrainReply(drawn(SHAPE.trainable()), 1.0, 40, np.ones(3), 0.5)
+    down = message_bytes(instruction(1, drawn(SPEC.all())))
+    update = TrainReply(drawn(SPEC.trainable()), 1.0, 40, np.ones(3), 0.5)
     up = message_bytes(pack_train_reply(update))
-    statistics = 2 * SHAPE.hidden_size
+    statistics = 2 * SPEC.hidden_size
     # An array's header, and 700 bytes at most for the round or the metrics and the records around them.
-    assert 0 < down - 4 * (num_parameters(SHAPE) + statistics) < 480 * len(SHAPE.all()) + 700
-    assert 0 < up - 4 * num_parameters(SHAPE) < 480 * len(SHAPE.trainable()) + 700
+    assert 0 < down - 4 * (num_parameters(SPEC) + statistics) < 480 * len(SPEC.all()) + 700
+    assert 0 < up - 4 * num_parameters(SPEC) < 480 * len(SPEC.trainable()) + 700
 
 
 # --- Malformed ---

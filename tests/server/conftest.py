@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from common.backbone_source import distribution_root
 from common.config import Config, default_run_config, read_config
-from common.mixture_arrays import Arrays, MixtureShape
+from common.mixture_arrays import Arrays
+from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import (
     MOMENTS,
@@ -28,7 +29,7 @@ from common.wire import (
 from server.run_directory import RunDirectory
 from simulations.inline import InlineGrid
 
-SHAPE = MixtureShape(
+SPEC = MixtureSpec(
     num_experts=3, tokens_per_expert=2, gate_hidden_size=4, hidden_size=5, kv_shapes={1: (2, 4, 6), 2: (1, 4, 4)}
 )
 NUM_EXAMPLES = 8
@@ -63,8 +64,8 @@ class FakeClients:
         reply = PrepareReply(
             partition=client,
             fingerprint="same",
-            hidden_size=SHAPE.hidden_size,
-            kv_shapes=dict(SHAPE.kv_shapes),
+            hidden_size=SPEC.hidden_size,
+            kv_shapes=dict(SPEC.kv_shapes),
             tasks=tasks,
             domains=["text", "text"],
             counts=np.full(2, float(NUM_EXAMPLES)),
@@ -77,7 +78,7 @@ class FakeClients:
     def _moments(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         _, statistics = read_instruction(message.content)
-        inputs = _gate_inputs(client).reshape(-1, SHAPE.hidden_size)
+        inputs = _gate_inputs(client).reshape(-1, SPEC.hidden_size)
         inputs = (inputs - statistics["gate.mean"]) / statistics["gate.scale"]
         reply = (inputs.T @ inputs).astype(np.float32)
         return Message(self._answer("moments", 0, client, reply, pack_moments), reply_to=message)
@@ -86,7 +87,7 @@ class FakeClients:
         client = int(context.node_config["partition-id"])
         server_round, arrays = read_instruction(message.content)
         _check_shapes(arrays)
-        trained = {name: arrays[name] + np.float32(client + 1) for name in SHAPE.trainable()}
+        trained = {name: arrays[name] + np.float32(client + 1) for name in SPEC.trainable()}
         reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, np.array(USAGE[client % 3]), 0.5)
         return Message(self._answer("train", server_round, client, reply, pack_train_reply), reply_to=message)
 
@@ -100,20 +101,20 @@ class FakeClients:
 
 def _gate_inputs(client: int) -> NDArray[np.float64]:
     """Draw a client's inputs of the gate, `[tasks, examples, hidden]`: each task far off on an axis of its own."""
-    inputs = np.random.default_rng(client).normal(size=(2, NUM_EXAMPLES, SHAPE.hidden_size))
+    inputs = np.random.default_rng(client).normal(size=(2, NUM_EXAMPLES, SPEC.hidden_size))
     inputs[0, :, client % 3] += 6.0
     inputs[1, :, 3] += 6.0
     return inputs
 
 
 def _check_shapes(arrays: Arrays) -> None:
-    if {name: array.shape for name, array in arrays.items()} != SHAPE.all():
+    if {name: array.shape for name, array in arrays.items()} != SPEC.all():
         raise ValueError("the mixture does not fit the backbone")
 
 
 @pytest.fixture
-def shape() -> MixtureShape:
-    return SHAPE
+def shape() -> MixtureSpec:
+    return SPEC
 
 
 @pytest.fixture
@@ -129,9 +130,9 @@ def run_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         small = {
             "num-clients": 3,
             "num-rounds": 2,
-            "num-experts": SHAPE.num_experts,
-            "tokens-per-expert": SHAPE.tokens_per_expert,
-            "gate-hidden-size": SHAPE.gate_hidden_size,
+            "num-experts": SPEC.num_experts,
+            "tokens-per-expert": SPEC.tokens_per_expert,
+            "gate-hidden-size": SPEC.gate_hidden_size,
             "run-directory": str(tmp_path / "run"),
         }
         named = {name.replace("_", "-"): value for name, value in changes.items()}

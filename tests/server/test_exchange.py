@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 
-from common.mixture_arrays import MixtureShape, initial_arrays
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import instruction, message_bytes, pack_scores, unpack_scores
 from server import exchange as module
@@ -23,7 +24,7 @@ def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def content(shape: MixtureShape) -> RecordDict:
+def content(shape: MixtureSpec) -> RecordDict:
     return instruction(3, initial_arrays(shape, np.random.default_rng(0)))
 
 

@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from common.mixture import Gate
-from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
+from common.mixture_arrays import Arrays, initial_arrays
+from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import PrepareReply
 from server.gate_fit import (
@@ -20,9 +21,7 @@ from server.gate_fit import (
 )
 
 HIDDEN = 12
-SHAPE = MixtureShape(
-    num_experts=4, tokens_per_expert=1, gate_hidden_size=6, hidden_size=HIDDEN, kv_shapes={0: (1, 2, 2)}
-)
+SPEC = MixtureSpec(num_experts=4, tokens_per_expert=1, gate_hidden_size=6, hidden_size=HIDDEN, kv_shapes={0: (1, 2, 2)})
 Float = NDArray[np.float64]
 
 
@@ -60,7 +59,7 @@ def moments_of(by_task: dict[str, Float], statistics: GateStatistics, projection
 
 def random_gate(seed: int) -> tuple[dict[str, Float], Float, NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
-    gate = {name: rng.normal(size=size) for name, size in SHAPE.trainable().items() if name.startswith("gate.")}
+    gate = {name: rng.normal(size=size) for name, size in SPEC.trainable().items() if name.startswith("gate.")}
     return gate, rng.normal(size=(7, HIDDEN)), rng.integers(4, size=7)
 
 
@@ -83,7 +82,7 @@ def test_gradients_equal_finite_differences() -> None:
 def test_loss_and_gradients_equal_those_of_the_gate_that_clients_run(temperature: float) -> None:
     values, inputs, targets = random_gate(1)
     loss, gradients = gate_loss(values, inputs, targets, temperature)
-    gate = Gate(HIDDEN, SHAPE.gate_hidden_size, SHAPE.num_experts, temperature)
+    gate = Gate(HIDDEN, SPEC.gate_hidden_size, SPEC.num_experts, temperature)
     gate.load_state_dict(
         {name.removeprefix("gate."): torch.from_numpy(array) for name, array in values.items()}, strict=False
     )
@@ -119,7 +118,7 @@ def test_the_order_of_clients_does_not_change_the_order_of_tasks() -> None:
 def test_standardised_inputs_have_mean_0_and_deviation_1() -> None:
     by_task = separated(3, 50, seed=1)
     statistics = sum_statistics([reply(0, by_task)])
-    arrays = standardise(initial_arrays(SHAPE, np.random.default_rng(0)), statistics)
+    arrays = standardise(initial_arrays(SPEC, np.random.default_rng(0)), statistics)
     inputs = (np.concatenate(list(by_task.values())) - arrays["gate.mean"]) / arrays["gate.scale"]
     # The statistics are rounded to float32, and the means are up to 2.5 deviations.
     np.testing.assert_allclose(inputs.mean(axis=0), 0.0, atol=1e-5)
@@ -132,7 +131,7 @@ def test_a_feature_that_never_varies_does_not_blow_up() -> None:
     for inputs in by_task.values():
         inputs[:, 3] = 1e3
     statistics = sum_statistics([reply(0, by_task)])
-    arrays = standardise(initial_arrays(SHAPE, np.random.default_rng(0)), statistics)
+    arrays = standardise(initial_arrays(SPEC, np.random.default_rng(0)), statistics)
     assert np.isfinite(arrays["gate.scale"]).all()
     assert (arrays["gate.scale"] > 0).all()
     assert abs(1e3 - arrays["gate.mean"][3]) / arrays["gate.scale"][3] < 1
@@ -164,8 +163,8 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
     statistics = sum_statistics([reply(0, first), reply(1, second)])
     moments = moments_of(first, statistics, projection) + moments_of(second, statistics, projection)
     rng = np.random.default_rng(seed)
-    before = standardise(initial_arrays(SHAPE, rng), statistics)
-    return before, fit_gate(before, SHAPE, statistics, moments, projection, temperature, rng), statistics
+    before = standardise(initial_arrays(SPEC, rng), statistics)
+    return before, fit_gate(before, SPEC, statistics, moments, projection, temperature, rng), statistics
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -173,12 +172,12 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
 def test_the_fitted_gate_sends_new_inputs_of_each_task_to_its_expert(temperature: float, num_features: int) -> None:
     projection = np.random.default_rng(7).normal(0.0, num_features**-0.5, (num_features, HIDDEN))
     before, arrays, statistics = fitted(np.eye(HIDDEN) if num_features == HIDDEN else projection, temperature, seed=0)
-    gate = Gate(HIDDEN, SHAPE.gate_hidden_size, SHAPE.num_experts, temperature)
+    gate = Gate(HIDDEN, SPEC.gate_hidden_size, SPEC.num_experts, temperature)
     gate.load_state_dict(
         {name.removeprefix("gate."): torch.from_numpy(arrays[name]) for name in arrays if name.startswith("gate.")}
     )
     new = separated(6, 100, seed=3)
-    experts = expert_of_task(6, SHAPE.num_experts)
+    experts = expert_of_task(6, SPEC.num_experts)
     correct = [
         (gate(torch.from_numpy(new[task]).float()).argmax(dim=1).numpy() == expert).mean()
         for task, expert in zip(statistics.tasks, experts, strict=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.config import Config, read_config
-from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
+from common.mixture_arrays import Arrays, initial_arrays
+from common.mixture_spec import MixtureSpec
 from server.gate_fit import expert_of_task, sum_statistics
 from server.preparation import Preparation, first_mixture, mixture_shape, prepare_clients
 from server.run_directory import METRICS, RunDirectory
@@ -82,7 +83,7 @@ def test_nobody_left_is_an_error_with_a_reason(prepare: Callable[[], Preparation
 
 
 @pytest.fixture
-def first(clients: Any, prepare: Callable[[], Preparation], shape: MixtureShape) -> Callable[[Config], Arrays]:
+def first(clients: Any, prepare: Callable[[], Preparation], shape: MixtureSpec) -> Callable[[Config], Arrays]:
     """Return a function that makes a configuration's first mixture."""
     prepared = prepare()
     grid = InlineGrid(clients.app, {}, 3)
@@ -90,16 +91,16 @@ def first(clients: Any, prepare: Callable[[], Preparation], shape: MixtureShape)
 
 
 def test_the_mixtures_shape_is_the_configurations_on_the_clients_backbone(
-    config: Config, prepare: Callable[[], Preparation], shape: MixtureShape
+    config: Config, prepare: Callable[[], Preparation], shape: MixtureSpec
 ) -> None:
     assert mixture_shape(config, prepare().replies[0]) == shape
 
 
 def test_the_first_mixture_is_drawn_then_standardised_then_fitted(
-    config: Config, first: Callable[[Config], Arrays], shape: MixtureShape
+    config: Config, first: Callable[[Config], Arrays], shape: MixtureSpec
 ) -> None:
     drawn = initial_arrays(shape, np.random.default_rng(config.seed))
-    plain, fitted = first(replace(config, pretrain_gate=False)), first(config)
+    plain, fitted = first(replace(config, gate_pretraining="none")), first(config)
     for name in drawn:
         if name in ("gate.mean", "gate.scale"):
             assert (plain[name] != drawn[name]).all(), name
@@ -137,7 +138,7 @@ def test_moments_are_asked_for_with_the_statistics_alone(
 def test_a_gate_that_is_not_pretrained_asks_for_no_moments(
     clients: Any, config: Config, first: Callable[[Config], Arrays]
 ) -> None:
-    first(replace(config, pretrain_gate=False))
+    first(replace(config, gate_pretraining="none"))
     assert {phase for phase, _, _ in clients.calls} == {"prepare"}
 
 
@@ -167,7 +168,7 @@ def test_one_expert_has_no_gate(clients: Any, config: Config, prepare: Callable[
 
 
 def test_the_first_mixture_depends_on_the_seed_alone(
-    run_config: Callable[..., dict[str, Any]], first: Callable[[Config], Arrays], shape: MixtureShape
+    run_config: Callable[..., dict[str, Any]], first: Callable[[Config], Arrays], shape: MixtureSpec
 ) -> None:
     one, again, other = (first(read_config(run_config(seed=seed))) for seed in (1, 1, 2))
     for name in shape.trainable():

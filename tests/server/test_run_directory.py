@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.config import Config, read_config
-from common.mixture_arrays import MixtureShape, initial_arrays, num_parameters
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec, num_parameters
 from common.perplexity import AnswerScore
 from common.wire import TrainReply
 from server import run_directory as module
@@ -157,12 +158,12 @@ def test_the_result_sets_each_client_beside_its_backbone(clients: Any, run_confi
     }
 
 
-def test_the_saved_mixture_has_the_shapes_of_its_card(run: Path, shape: MixtureShape) -> None:
+def test_the_saved_mixture_has_the_shapes_of_its_card(run: Path, shape: MixtureSpec) -> None:
     card = json.loads((run / "mixture.json").read_text())
     assert (card["round"], card["backbone"]) == (2, "same")
     kv_shapes = {int(layer): tuple(sizes) for layer, sizes in card["kv_shapes"].items()}
     sizes = [card[key] for key in ("num_experts", "tokens_per_expert", "gate_hidden_size", "hidden_size")]
-    described = MixtureShape(*sizes, kv_shapes)
+    described = MixtureSpec(*sizes, kv_shapes)
     arrays = load_file(run / "mixture.safetensors")
     assert {name: array.shape for name, array in arrays.items()} == described.all() == shape.all()
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
@@ -170,7 +171,7 @@ def test_the_saved_mixture_has_the_shapes_of_its_card(run: Path, shape: MixtureS
 
 
 def test_a_crash_while_saving_leaves_the_mixture_as_it_was(
-    directory: RunDirectory, shape: MixtureShape, monkeypatch: pytest.MonkeyPatch
+    directory: RunDirectory, shape: MixtureSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (initial_arrays(shape, np.random.default_rng(seed)) for seed in (1, 2))
     directory.save_mixture(first, shape, {"round": 1})

@@ -12,7 +12,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 
-from common.mixture_arrays import Arrays, MixtureShape, initial_arrays
+from common.mixture_arrays import Arrays, initial_arrays
+from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import pack_prepare_reply, pack_scores, pack_train_reply
 from server import exchange as exchange_module
@@ -24,7 +25,7 @@ from simulations.inline import InlineGrid, run_inline
 RunConfig = Callable[..., dict[str, Any]]
 
 
-def strategy(shape: MixtureShape, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
+def strategy(shape: MixtureSpec, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
     plain = MixtureStrategy(
         shape=shape,
         nodes={client: 1000 + client for client in range(num_clients)},
@@ -37,7 +38,7 @@ def strategy(shape: MixtureShape, num_clients: int = 3, **changes: Any) -> Mixtu
 
 
 @pytest.fixture
-def first(shape: MixtureShape) -> Arrays:
+def first(shape: MixtureSpec) -> Arrays:
     return initial_arrays(shape, np.random.default_rng(0))
 
 
@@ -51,7 +52,7 @@ def added_to_experts(arrays: Arrays, first: Arrays) -> list[float]:
 
 
 def test_known_updates_give_the_known_mixture(
-    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     grid = InlineGrid(clients.app, {}, 3)
     arrays, _ = strategy(shape).run(grid, first, 2, directory)
@@ -62,15 +63,13 @@ def test_known_updates_give_the_known_mixture(
         np.testing.assert_array_equal(array, arrays[name], strict=True)
 
 
-def test_the_last_scores_are_returned(
-    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
-) -> None:
+def test_the_last_scores_are_returned(clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory) -> None:
     _, scores = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
     assert scores == {client: {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)} for client in range(3)}
 
 
 def test_the_order_of_replies_changes_nothing(
-    clients: Any, network: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+    clients: Any, network: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     first = {name: array + np.float32(1 / 3) for name, array in first.items()}
     in_order, _ = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 2, directory)
@@ -80,7 +79,7 @@ def test_the_order_of_replies_changes_nothing(
 
 
 def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
-    network: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    network: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.001)
     network.silent = {2}
@@ -93,7 +92,7 @@ def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
     assert (figures["num_clients_trained"], figures["num_clients_evaluated"]) == (2, 2)
 
 
-def test_sampling_depends_on_seed_and_round_alone(shape: MixtureShape) -> None:
+def test_sampling_depends_on_seed_and_round_alone(shape: MixtureSpec) -> None:
     samples = [[*strategy(shape, 10, client_fraction=0.5).sample(server_round)] for server_round in range(1, 9)]
     assert samples == [[*strategy(shape, 10, client_fraction=0.5).sample(number)] for number in range(1, 9)]
     assert all(len(sample) == 5 and sample == sorted(sample) for sample in samples)
@@ -102,7 +101,7 @@ def test_sampling_depends_on_seed_and_round_alone(shape: MixtureShape) -> None:
     assert samples != [[*strategy(shape, 10, client_fraction=0.5, seed=1).sample(number)] for number in range(1, 9)]
 
 
-def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(shape: MixtureShape) -> None:
+def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(shape: MixtureSpec) -> None:
     backwards = {client: 1000 + client for client in reversed(range(10))}
     sample = strategy(shape, nodes=backwards, client_fraction=0.5).sample(1)
     assert sample == {client: 1000 + client for client in sample}
@@ -110,12 +109,12 @@ def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(shape: Mixtur
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.34, 1), (0.5, 2), (1.0, 3)])
-def test_a_sample_is_never_empty(shape: MixtureShape, fraction: float, count: int) -> None:
+def test_a_sample_is_never_empty(shape: MixtureSpec, fraction: float, count: int) -> None:
     assert len(strategy(shape, 3, client_fraction=fraction).sample(1)) == count
 
 
 def test_sampled_clients_train_and_all_evaluate(
-    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     half = strategy(shape, client_fraction=0.5)
     half.run(InlineGrid(clients.app, {}, 3), first, 3, directory)
@@ -148,7 +147,7 @@ def arrays_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def test_the_bytes_of_a_round_are_those_of_the_shapes(
-    clients: Any, shape: MixtureShape, first: Arrays, directory: RunDirectory
+    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     # Flower ships equal arrays once, so no two may be equal here.
     first = {name: array + np.float32(index) for index, (name, array) in enumerate(first.items())}

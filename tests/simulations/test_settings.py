@@ -49,7 +49,7 @@ def test_the_last_word_for_a_key_wins() -> None:
 
 
 def test_a_toml_file_is_read(toml: Callable[[str], str]) -> None:
-    settings = resolve([toml('name = "a"\nlearning-rate = 1e-3\npretrain-gate = false\n'), "name=b"])
+    settings = resolve([toml('name = "a"\nlearning-rate = 1e-3\ngate-pretraining = "none"\n'), "name=b"])
     assert [settings[key] for key in ("name", "learning-rate", "pretrain-gate")] == ["b", 1e-3, False]
 
 

@@ -17,9 +17,11 @@ from client.partition_data import load_partition_data
 from client.trainer import TrainSettings, train
 from common.backbone import load_backbone
 from common.config import read_config
-from common.injection import PromptedBackbone, injection_layer, probe_kv_shapes
+from common.decoder import injection_layer, probe_kv_shapes
+from common.injection import PromptedBackbone
 from common.mixture import Mixture
-from common.mixture_arrays import Arrays, MixtureShape
+from common.mixture_arrays import Arrays
+from common.mixture_spec import MixtureSpec
 from common.partition import partitions_of
 from common.wire import read_instruction, unpack_train_reply
 from server.aggregation import UsageWeightedMean
@@ -124,14 +126,14 @@ def test_one_client_with_one_step_a_round_is_centralised_training_to_the_bit(run
     config = read_config(settings)
     backbone = load_backbone(config.backbone, config.quantization, config.device)
     data = load_partition_data(config, 0, backbone)
-    shape = MixtureShape(
+    shape = MixtureSpec(
         config.num_experts,
         config.tokens_per_expert,
         config.gate_hidden_size,
         backbone.hidden_size,
         probe_kv_shapes(backbone, injection_layer(backbone, config.injection_layer)),
     )
-    mixture = Mixture(shape, config.temperature)
+    mixture = Mixture(shape)
     mixture.load_arrays(sent[0])
     prompted = PromptedBackbone(backbone, mixture)
     train_settings = TrainSettings(
@@ -260,7 +262,7 @@ def test_a_client_with_another_quantization_is_left_out_by_name(
 def test_a_loss_that_is_not_finite_on_all_clients_ends_the_run(run_config: RunConfig, tmp_path: Path) -> None:
     # Logits divided by next to nothing overflow.
     with pytest.raises(RuntimeError, match=r"round 1: no client sent .* client 0: .*training diverged"):
-        run(run_config(temperature=1e-40, pretrain_gate=False))
+        run(run_config(temperature=1e-40, gate_pretraining="none"))
     assert not (tmp_path / "run" / "result.json").exists()
 
 
