@@ -17,7 +17,14 @@ for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions
 import bitsandbytes
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -76,23 +83,50 @@ def load_backbone(name: str, quantization: str, device: str) -> Backbone:
     """Load and freeze a backbone.
 
     `quantization` is none, nf4 or int8 (bitsandbytes; embedding and head stay as they are). Raises ValueError when the
-    name is unknown or the device is missing.
+    name or its family is unknown, when the family's attention cannot take prompts, or the device is missing.
     """
     source, place = locate(name), resolve_device(device)
     dtype = compute_dtype(place)
     disable_progress_bar()
+    architecture = _architecture(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        quantization_config=_quantization_config(quantization, dtype),
-        device_map={"": place},
-        attn_implementation=ATTENTION,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            quantization_config=_quantization_config(quantization, dtype),
+            device_map={"": place},
+            attn_implementation=ATTENTION,
+        )
+    except KeyError as error:
+        if error.args != (ATTENTION,):
+            raise
+        raise ValueError(no_interface_message(architecture.__name__)) from None
     model.requires_grad_(False)
     model.eval()
     _keep_exact_gradients(model)
     return Backbone(model, tokenizer, _fingerprint(source, quantization), place)
+
+
+def _architecture(source: str) -> type:
+    """Return the class of a backbone's model. Raises ValueError for a family that transformers does not know."""
+    config, _ = PreTrainedConfig.get_config_dict(source)
+    family = config.get("model_type", "")
+    if family not in CONFIG_MAPPING or type(CONFIG_MAPPING[family]()) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"the family {family!r} of backbone {source!r} is not known to transformers as a causal language model: "
+            "choose a decoder such as Llama or Qwen"
+        )
+    architecture: type = MODEL_FOR_CAUSAL_LM_MAPPING[type(CONFIG_MAPPING[family]())]
+    return architecture
+
+
+def no_interface_message(architecture: str) -> str:
+    """Say why a family is refused."""
+    return (
+        f"{architecture} does not pass its attention through transformers' interface, so prompts cannot join it: "
+        "choose another family, such as Llama or Qwen"
+    )
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from common.attention import ATTENTION, Pairs, prompted_attention
-from common.backbone import Backbone
+from common.backbone import Backbone, no_interface_message
 
 KVShape = tuple[int, int, int]  # key/value heads, key size, value size
 
@@ -60,10 +60,7 @@ def attention_modules(model: Any) -> dict[int, tuple[nn.Module, KVShape]]:
     for index, layer in enumerate(decoder_layers(model)):
         attentions = [module for module in layer.modules() if module in caught]
         if not attentions:
-            raise ValueError(
-                f"{type(model).__name__} does not pass its attention through transformers' interface "
-                f"(layer {index}), so prompts cannot join it: choose another family, such as Llama or Qwen"
-            )
+            raise ValueError(no_interface_message(type(model).__name__))
         keys, values = caught[attentions[0]]
         found[index] = (attentions[0], (keys.shape[2], keys.shape[3], values.shape[3]))
     return found
