@@ -7,57 +7,19 @@ Runs that have a result in DIR are not run again, so an interrupted comparison g
 
 import argparse
 import json
-import math
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 from common.perplexity import geometric_mean
-from server.run_directory import CONFIG, RESULT, VERSIONS
+from server.run_directory import VERSIONS
+from simulations.figures import num_worse_clients
+from simulations.runs import Run, run_all, sole_use
 from simulations.settings import resolve
 from simulations.simulate import read_result
 
 VALIDATION, TEST = "validation", "test"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One simulation of a comparison."""
-
-    preset: str
-    rate: float
-    seed: int
-    split: str
-
-    def directory(self, output: Path) -> Path:
-        """Return where the run's results lie."""
-        return output / f"{self.preset}-rate{self.rate:g}-seed{self.seed}-{self.split}"
-
-    def start(self, output: Path, overrides: list[str]) -> None:
-        """Run it in a process of its own, on one thread, unless it is there already."""
-        directory = self.directory(output).resolve()
-        words = [self.preset, *overrides, f"learning-rate={self.rate}", f"seed={self.seed}"]
-        words += [f"eval-split={self.split}", f"run-directory={directory}"]
-        if (directory / RESULT).is_file():
-            if json.loads((directory / CONFIG).read_text()) != resolve(words):
-                raise ValueError(f"{directory} holds a run with other settings: choose another --output or remove it")
-            return
-        subprocess.run(
-            [sys.executable, "-m", "simulations.cli", "simulate", *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        print(f"{directory.name}: perplexity {self.perplexity(output):.3f}", flush=True)
-
-    def perplexity(self, output: Path) -> float:
-        """Return the geometric mean over clients."""
-        return float(read_result(self.directory(output))["perplexity"])
 
 
 def compare(
@@ -66,36 +28,50 @@ def compare(
     """Choose each preset's rate by its validation perplexity over all seeds; return the test figures at that rate."""
     for preset in presets:
         resolve([preset, *overrides])
-    searched = [Run(preset, rate, seed, VALIDATION) for preset in presets for rate in rates for seed in seeds]
-    _start_all(searched, output, overrides, num_processes)
+
+    def run(preset: str, rate: float, seed: int, split: str) -> Run:
+        words = (preset, *overrides, f"learning-rate={rate}", f"seed={seed}", f"eval-split={split}")
+        return Run(words, output / f"{preset}-rate{rate:g}-seed{seed}-{split}")
+
+    searched = [run(preset, rate, seed, VALIDATION) for preset in presets for rate in rates for seed in seeds]
+    _run_all(searched, output, num_processes)
     figures: dict[str, Any] = {}
     for preset in presets:
         by_rate = {
-            rate: geometric_mean(Run(preset, rate, seed, VALIDATION).perplexity(output) for seed in seeds)
-            for rate in rates
+            rate: geometric_mean(_perplexity(run(preset, rate, seed, VALIDATION)) for seed in seeds) for rate in rates
         }
         figures[preset] = {"validation_by_rate": by_rate, "rate": min(by_rate, key=lambda rate: by_rate[rate])}
-    tested = {preset: [Run(preset, figures[preset]["rate"], seed, TEST) for seed in seeds] for preset in presets}
-    _start_all([run for runs in tested.values() for run in runs], output, overrides, num_processes)
+    tested = {preset: [run(preset, figures[preset]["rate"], seed, TEST) for seed in seeds] for preset in presets}
+    _run_all([run for runs in tested.values() for run in runs], output, num_processes)
     for preset, runs in tested.items():
-        results = [read_result(run.directory(output)) for run in runs]
+        results = [read_result(run.directory) for run in runs]
         figures[preset] |= {
             "seeds": seeds,
             "backbone": [result["backbone_perplexity"] for result in results],
             "perplexity": [result["perplexity"] for result in results],
-            "num_worse_clients": [
-                sum(row.get("perplexity", math.inf) >= row["backbone_perplexity"] for row in result["clients"])
-                for result in results
-            ],
-            "versions": json.loads((runs[0].directory(output) / VERSIONS).read_text()),
+            "num_worse_clients": [num_worse_clients(result) for result in results],
+            "versions": json.loads((runs[0].directory / VERSIONS).read_text()),
         }
     return figures
 
 
-def _start_all(runs: list[Run], output: Path, overrides: list[str], num_processes: int) -> None:
-    with ThreadPoolExecutor(num_processes) as pool:
-        for _ in pool.map(lambda run: run.start(output, overrides), runs):
-            pass
+def _run_all(runs: list[Run], output: Path, num_processes: int) -> None:
+    failures = []
+
+    def ended(run: Run, failure: str | None) -> None:
+        if failure:
+            failures.append(f"{run.directory.name} failed: {failure}")
+        else:
+            print(f"{run.directory.name}: perplexity {_perplexity(run):.3f}", flush=True)
+
+    with sole_use(output):
+        run_all(runs, num_processes, ended)
+    if failures:
+        raise RuntimeError("; ".join(failures))
+
+
+def _perplexity(run: Run) -> float:
+    return float(read_result(run.directory)["perplexity"])
 
 
 def markdown(figures: dict[str, Any]) -> str:

@@ -1,17 +1,22 @@
 """A tiny backbone with random weights, and small runs on it."""
 
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fakes import FakeRuns
 
 from common.architecture import new_llama, save_model
 from common.backbone_source import distribution_root
 from common.config import default_run_config
 from common.tokenizer import train_tokenizer
+from simulations import runs
+from simulations.runs import Run
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +86,30 @@ def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.chdir(directory)
     return directory
+
+
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuns]:
+    """Let no real run start; end what a broken program leaves behind."""
+    fakes = FakeRuns()
+    start = runs._start
+
+    def keep(run: Run, errors: Path) -> subprocess.Popen[bytes]:
+        fakes.processes.append(start(run, errors))
+        return fakes.processes[-1]
+
+    monkeypatch.setattr(Run, "command", lambda run: fakes.command(run))
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "_start", keep)
+    yield fakes
+    for process in fakes.processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C interrupt even where the tests are a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,0 +1,46 @@
+"""Stands for `fedmops simulate`: leaves the files of a run of two clients and two rounds without running it.
+
+    python fake_run.py DIRECTORY SETTINGS CODE
+
+Before the result is written it executes CODE. The perplexity is temperature * 2 ** seed.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+directory, settings, code = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+perplexity = settings["temperature"] * 2 ** settings["seed"]
+traffic = {"bytes_down": 4000, "bytes_up": 2000, "seconds": 1.5}
+rounds = [
+    {"round": 0, "perplexity": 8.0, "bytes_down": 7, "bytes_up": 70_000, "failed": {}, "seconds": 2.0},
+    {"round": 1, "loss": 0.75, "perplexity": 3.0, "gate_entropy": 1.5, **traffic},
+    {
+        "round": 2,
+        "loss": 0.25,
+        "perplexity": perplexity,
+        "gate_entropy": 0.5,
+        "failed": {"train": {}},
+        "expert_use": [0.5, 0.5],
+        "smallest_expert_use": 0.125,
+        **traffic,
+    },
+]
+clients = [
+    {"client": 0, "backbone_perplexity": 16.0, "perplexity": perplexity / 2},
+    {"client": 1, "backbone_perplexity": 4.0, "perplexity": perplexity * 2},
+    {"client": 2, "backbone_perplexity": 4.0},
+]
+
+
+def write(name: str, content: object) -> None:
+    (directory / name).write_text(json.dumps(content))
+
+
+directory.mkdir(parents=True, exist_ok=True)
+write("config.json", settings)
+write("versions.json", {"commit": "c0ffee", "torch": "2.0"})
+write("mixture.json", {"num_experts": settings["num-experts"], "num_parameters": 1234})
+(directory / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
+exec(code)
+write("result.json", {"clients": clients, "backbone_perplexity": 8.0, "perplexity": perplexity})

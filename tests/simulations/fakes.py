@@ -1,0 +1,26 @@
+"""Processes that stand for runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from simulations.runs import Run
+from simulations.settings import resolve
+
+
+class FakeRuns:
+    """Has fake_run.py stand for each run, with code of a test's choice by the directory's name."""
+
+    def __init__(self) -> None:
+        self.code: dict[str, str] = {}
+        self.started: list[str] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def command(self, run: Run) -> list[str]:
+        """Return what starts the fake."""
+        self.started.append(run.directory.name)
+        settings = resolve(run.words) | {"run-directory": str(run.directory.resolve())}
+        code = self.code.get(run.directory.name, "")
+        program = str(Path(__file__).with_name("fake_run.py"))
+        return [sys.executable, "-I", "-S", program, str(run.directory), json.dumps(settings), code]
