@@ -1,5 +1,6 @@
 """The command line: `fedmops`."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 import click
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.simulate import Engine, simulate
@@ -30,6 +32,34 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="a preset or TOML file, then overrides"),
+    ] = None,
+) -> None:
+    """Train one mixture on all clients' data together, the upper bound; print every client's perplexity."""
+    simulate([*(words or []), "centralised=true"], Engine.INLINE, 1, 0.0, console)
+
+
+@app.command()
+def transfer(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    processes: Annotated[int, typer.Option(min=1, help="Trainings at a time, each on one thread.")] = os.cpu_count()
+    or 1,
+) -> None:
+    """Report the prompt transfer gain: what each task won or lost against a prompt of its own."""
+    from simulations.transfer import prompt_transfer_gain, transfer_table
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("training a prompt on each task alone", total=None)
+        found = prompt_transfer_gain(
+            run, processes, lambda task, done, count: progress.update(bar, completed=done, total=count)
+        )
+    console.print(transfer_table(found))
 
 
 @app.command()

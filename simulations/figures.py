@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from server.run_directory import CARD, CONFIG, ROUNDS
+from common.mixture_file import CARD, spec_of_fields
+from common.mixture_spec import num_parameters
+from server.run_directory import CONFIG, ROUNDS
 from simulations.simulate import read_result
 
 # Figures of a round that are the result's, or that are summed up over the rounds.
@@ -25,18 +27,18 @@ def run_figures(directory: Path) -> dict[str, float]:
     """
     result = read_result(directory)
     num_clients = json.loads((directory / CONFIG).read_text())["num-clients"]
-    card = json.loads((directory / CARD).read_text())
+    spec = spec_of_fields(json.loads((directory / CARD).read_text()))
     preparation, *rounds = map(json.loads, (directory / ROUNDS).read_text().splitlines())
     figures = {
         "perplexity": result["perplexity"],
         "backbone_perplexity": result["backbone_perplexity"],
         "num_worse_clients": num_worse_clients(result),
-        "num_parameters": card["num_parameters"],
+        "num_parameters": num_parameters(spec),
         "bytes_down_per_client_and_round": sum(line["bytes_down"] for line in rounds) / len(rounds) / num_clients,
         "bytes_up_per_client_and_round": sum(line["bytes_up"] for line in rounds) / len(rounds) / num_clients,
         "seconds": sum(line["seconds"] for line in [preparation, *rounds]),
     }
     carried = {key: value for key, value in rounds[-1].items() if type(value) in (int, float)}
-    if card["num_experts"] == 1:
-        carried.pop("gate_entropy", None)  # there is no gate
+    if not spec.has_gate:
+        carried.pop("gate_entropy", None)
     return figures | {key: value for key, value in carried.items() if key not in NOT_CARRIED_OVER}

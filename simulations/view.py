@@ -38,10 +38,12 @@ class _Tail:
 class RunView:
     """Shows, in a thread of its own, which clients have answered and a line for each round."""
 
-    def __init__(self, console: Console, directory: Path, num_rounds: int, num_clients: int) -> None:
+    def __init__(
+        self, console: Console, directory: Path, num_rounds: int, num_clients: int, centralised: bool = False
+    ) -> None:
         self._console = console
         self._metrics, self._rounds = _Tail(directory / METRICS), _Tail(directory / ROUNDS)
-        self._num_rounds, self._num_clients = num_rounds, num_clients
+        self._num_rounds, self._num_clients, self._centralised = num_rounds, num_clients, centralised
         self._answered: dict[tuple[int, str], set[int]] = defaultdict(set)
         self._progress = Progress(
             SpinnerColumn(),
@@ -97,7 +99,8 @@ class RunView:
         else:
             said = (
                 f"round {line['round']} of {self._num_rounds}: loss {line['loss']:.3f}, "
-                f"perplexity {line['perplexity']:.3f}, {line['num_clients_trained']} clients"
+                f"perplexity {line['perplexity']:.3f}, "
+                + ("one trainer" if self._centralised else f"{line['num_clients_trained']} clients")
             )
         self._console.print(f"{said}, {traffic}", soft_wrap=True)
         for step, failures in line["failed"].items():

@@ -9,6 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from common.mixture_file import card
+from common.mixture_spec import MixtureSpec
+
 directory, settings, code = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 perplexity = settings["temperature"] * 2 ** settings["seed"]
 traffic = {"bytes_down": 4000, "bytes_up": 2000, "seconds": 1.5}
@@ -40,7 +43,8 @@ def write(name: str, content: object) -> None:
 directory.mkdir(parents=True, exist_ok=True)
 write("config.json", settings)
 write("versions.json", {"commit": "c0ffee", "torch": "2.0"})
-write("mixture.json", {"num_experts": settings["num-experts"], "num_parameters": 1234})
+spec = MixtureSpec(settings["num-experts"], 3, 4, 5, {0: (1, 2, 2)})
+write("adapter_config.json", card(spec, "fake", "f00", 2))
 (directory / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
 exec(code)
 write("result.json", {"clients": clients, "backbone_perplexity": 8.0, "perplexity": perplexity})

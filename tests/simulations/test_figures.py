@@ -19,7 +19,7 @@ def test_figures_are_the_results_the_mean_over_rounds_or_the_last_rounds(fake_ru
         "perplexity": 6.0,
         "backbone_perplexity": 8.0,
         "num_worse_clients": 2,
-        "num_parameters": 1234,
+        "num_parameters": 8 * 3 * 4 + (4 * 5 + 4) + (8 * 4 + 8),  # pool, and the gate's two layers
         "bytes_down_per_client_and_round": 2000.0,
         "bytes_up_per_client_and_round": 1000.0,
         "seconds": 5.0,

@@ -1,0 +1,124 @@
+"""Prompt transfer gain: what each task gained, or lost, by sharing a mixture with the others.
+
+The gain of task t is 1 - p_joint / p_alone, with p the perplexity of its answers: under the run's mixture, and under
+one group of prompts that was trained on t alone, with as many parameters as the whole mixture, as many updates as a
+client made, and all clients' examples of t. The prompt transfer gain is the mean over tasks; a negative one is negative
+transfer. The word is dynamic prompt fusion's (arXiv 2509.18113), the formula ours.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from common.config import Value
+from common.mixture_file import read_mixture
+from common.mixture_spec import MixtureSpec, num_parameters
+from server.run_directory import CONFIG, VERSIONS
+from simulations.runs import Run, run_all, sole_use
+from simulations.simulate import read_result
+
+TRANSFER, ALONE = "transfer.json", "alone"
+
+
+def tokens_of_equal_parameters(spec: MixtureSpec) -> int:
+    """Return how many tokens one group of prompts has for as many parameters as a mixture, gate included."""
+    token = replace(spec, num_experts=1, tokens_per_expert=1, shared_expert=False, learned_task_weights=False)
+    return round(num_parameters(spec) / num_parameters(token))
+
+
+def alone_settings(config: dict[str, Value], task: str, num_tokens: int) -> dict[str, Value]:
+    """Return the settings of the run that trains a prompt on one task, from those of the joint run."""
+    return config | {
+        "name": "alone",
+        "tasks": task,
+        "num-clients": 1,
+        "client-fraction": 1.0,
+        "centralised": False,
+        "partition": "by-task",
+        "num-experts": 1,
+        "tokens-per-expert": num_tokens,
+        "shared-expert": False,
+        "top-k": 0,
+        "task-weights": "size",
+        "prompt-init": "random",
+        "run-directory": "",
+    }
+
+
+def prompt_transfer_gain(
+    run: Path, num_processes: int, on_task: Callable[[str, int, int], None] = lambda task, done, count: None
+) -> dict[str, Any]:
+    """Train a prompt on each task of a finished run alone; write and return the gain of every task, and the mean.
+
+    What is done of an interrupted call is not done again. `on_task(task, done, count)` is called after each. Raises
+    ValueError where the run is not finished, RuntimeError when a training fails.
+    """
+    joint = read_result(run)
+    saved = read_mixture(run)
+    config = json.loads((run / CONFIG).read_text())
+    num_tokens = tokens_of_equal_parameters(saved.spec)
+    rows = joint["tasks"]
+    output = run / ALONE
+    with sole_use(output):
+        runs: dict[str, Run] = {}
+        for row in rows:
+            # Not words: one word of the gate's settings would be refused as void for one expert.
+            preset = output / f"{len(runs)}.toml"
+            settings = alone_settings(config, row["task"], num_tokens)
+            preset.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+            runs[row["task"]] = Run((str(preset),), output / str(len(runs)))
+        task_of = {single: task for task, single in runs.items()}
+
+        def ended(single: Run, reason: str | None) -> None:
+            if reason is not None:
+                raise RuntimeError(f"the prompt of task {task_of[single]!r} could not be trained: {reason}")
+            on_task(task_of[single], sum(one.is_done() for one in task_of), len(rows))
+
+        run_all(list(task_of), num_processes, ended)
+    gains = []
+    for row in rows:
+        (alone,) = read_result(runs[row["task"]].directory)["tasks"]
+        assert alone["num_examples"] == row["num_examples"]
+        gains.append(
+            {
+                "task": row["task"],
+                "backbone_perplexity": row["backbone_perplexity"],
+                "alone_perplexity": alone["perplexity"],
+                "joint_perplexity": row["perplexity"],
+                "gain": 1 - row["perplexity"] / alone["perplexity"],
+            }
+        )
+    found = {
+        "prompt_transfer_gain": sum(row["gain"] for row in gains) / len(gains),
+        "num_negative": sum(row["gain"] < 0 for row in gains),
+        "tokens_alone": num_tokens,
+        "seed": config["seed"],
+        "eval_split": config["eval-split"],
+        "commit": json.loads((run / VERSIONS).read_text())["commit"],
+        "tasks": gains,
+    }
+    (run / TRANSFER).write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def transfer_table(found: dict[str, Any]) -> Table:
+    """Show the gain of every task, the largest first."""
+    table = Table(title="Perplexity of the answers, per task: a prompt of its own against the shared mixture")
+    table.add_column("task")
+    for name in ("backbone", "alone", "joint", "gain"):
+        table.add_column(name, justify="right")
+    for row in sorted(found["tasks"], key=lambda row: -row["gain"]):
+        colour = "green" if row["gain"] >= 0 else "red"
+        table.add_row(
+            row["task"],
+            *(f"{row[f'{name}_perplexity']:.2f}" for name in ("backbone", "alone", "joint")),
+            f"[{colour}]{row['gain']:+.0%}[/{colour}]",
+        )
+    table.add_section()
+    negative = f", {found['num_negative']} with negative transfer" if found["num_negative"] else ""
+    table.add_row(f"{len(found['tasks'])} tasks{negative}", "", "", "", f"{found['prompt_transfer_gain']:+.0%}")
+    return table
