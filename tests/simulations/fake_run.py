@@ -9,9 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-from common.mixture_file import card
-from common.mixture_spec import MixtureSpec
-
 directory, settings, code = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 perplexity = settings["temperature"] * 2 ** settings["seed"]
 traffic = {"bytes_down": 4000, "bytes_up": 2000, "seconds": 1.5}
@@ -43,8 +40,10 @@ def write(name: str, content: object) -> None:
 directory.mkdir(parents=True, exist_ok=True)
 write("config.json", settings)
 write("versions.json", {"commit": "c0ffee", "torch": "2.0"})
-spec = MixtureSpec(settings["num-experts"], 3, 4, 5, {0: (1, 2, 2)})
-write("adapter_config.json", card(spec, "fake", "f00", 2))
+sizes = {"num_experts": settings["num-experts"], "tokens_per_expert": 3, "gate_hidden_size": 4, "hidden_size": 5}
+kinds = {"form": "kv", "positions": "all", "shared_expert": False, "gate": "input", "task_embedding_size": 16}
+rest = {"temperature": 1.0, "top_k": 0, "tasks": [], "learned_task_weights": False, "kv_shapes": {"0": [1, 2, 2]}}
+write("adapter_config.json", sizes | kinds | rest)
 (directory / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
 exec(code)
 write("result.json", {"clients": clients, "backbone_perplexity": 8.0, "perplexity": perplexity})
