@@ -77,6 +77,7 @@ class Config:
     task_embedding_size: int
     temperature: float
     top_k: int
+    standardise_gate_input: bool
     gate_pretraining: GatePretraining
     num_local_steps: int
     batch_size: int

@@ -40,7 +40,7 @@ def first_mixture(grid: Grid, config: Config, spec: MixtureSpec, preparation: Pr
     """
     rng = np.random.default_rng(config.seed)
     arrays = initial_arrays(spec, rng)
-    if spec.has_gate:
+    if spec.has_gate and config.standardise_gate_input:
         arrays = standardise(arrays, sum_statistics(list(preparation.replies.values())))
     if config.prompt_init == FROM_VOCABULARY:
         arrays |= _prompts_from_vocabulary(grid, config, spec, preparation)

@@ -9,7 +9,7 @@ from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
-GATE_KEYS |= {"balance-weight", "task-embedding-size"}
+GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input"}
 
 
 def presets() -> dict[str, Path]:

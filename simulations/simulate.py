@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from common.backbone_source import distribution_root
-from common.config import Config, Value, read_config
+from common.config import RANDOM, VOCABULARY, Config, Value, read_config
+from common.mixture_file import read_mixture
 from server.run_directory import METRICS, RESULT, new_run_directory
 from simulations.report import result_table
 from simulations.settings import resolve
@@ -39,6 +40,8 @@ def simulate(
     from common.partition import partitions_of
 
     partitions_of(config)
+    if config.prompt_init not in (RANDOM, VOCABULARY):
+        read_mixture(Path(config.prompt_init))
     if engine == Engine.RAY:
         _check_resources(cpus_per_client)
     elif cpus_per_client != 1 or gpus_per_client:
