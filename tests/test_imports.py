@@ -34,6 +34,7 @@ PLACES = {
     "flwr": ["server", "client", "simulations", "common/wire.py"],
     "flwr_datasets": ["common/partition.py"],
     "datasets": ["common/partition.py"],
+    "matplotlib": ["simulations/plot.py"],
 }
 
 

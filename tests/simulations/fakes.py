@@ -8,6 +8,9 @@ from pathlib import Path
 from simulations.runs import Run
 from simulations.settings import resolve
 
+# Settings whose partitions are made at once.
+SMALL = ["train-examples=4", "eval-examples=2", "num-clients=2"]
+
 
 class FakeRuns:
     """Has fake_run.py stand for each run, with code of a test's choice by the directory's name."""
