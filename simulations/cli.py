@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.simulate import Engine, simulate
+from simulations.sweep import EvalSplit, sweep
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,6 +33,26 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command("sweep")
+def sweep_command(
+    over: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=VALUE,VALUE...", help="a key to sweep and its values; repeated: every combination"),
+    ],
+    output: Annotated[Path, typer.Option(help="directory of the runs and the table; new, or that of a stopped sweep")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="what all runs share, as of simulate"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="each combination runs with each")] = "0,1,2",
+    processes: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: the number of cores")] = None,
+    split: Annotated[EvalSplit, typer.Option(help="test only for what is not tuned by it")] = EvalSplit.VALIDATION,
+) -> None:
+    """Measure how far perplexity depends on settings. After Ctrl-C the same command goes on from there."""
+    num_failed = sweep(words or [], over, seeds, split, output, processes or os.cpu_count() or 1, console)
+    raise typer.Exit(1 if num_failed else 0)
 
 
 @app.command()
