@@ -82,7 +82,7 @@ def test_texts_and_truths_stand_side_by_side_in_their_order(
     drawn: list[Figure], values: tuple[Any, ...], labels: list[str] | None
 ) -> None:
     draw(["partition"], [((value,), 2.0) for value in values], "perplexity")
-    assert lines_of(drawn[0])[0][0] == list(range(len(values)))
+    assert lines_of(drawn[0])[1][0] == list(range(len(values)))
     shown = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
     assert shown == (labels or ["true", "false"])
 

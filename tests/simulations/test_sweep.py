@@ -76,6 +76,7 @@ def test_bad_usage_ends_in_exit_code_2(sweep: Fedmops, empty_directory: Path, wo
 def test_a_sweep_tells_of_each_run_and_leaves_its_table(
     sweep: Fedmops, fake_runs: FakeRuns, empty_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    fake_runs.code["temperature=1,seed=0"] = "assert (directory.parents[1] / 'sweep.md').exists()"
     words = [*SMALL, "--over", "temperature=1,4", "--output", str(empty_directory / "out"), "--processes", "2"]
     assert sweep(*words) == 0
     shown = capsys.readouterr().out
