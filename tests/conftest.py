@@ -12,10 +12,12 @@ install_import_hook(
     [
         "client.evaluator",
         "client.gate_statistics",
+        "client.task_weights",
         "client.trainer",
         "common.answer_loss",
         "common.attention",
         "common.batches",
+        "common.decoder",
         "common.injection",
         "common.mixture",
     ],

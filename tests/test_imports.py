@@ -26,6 +26,7 @@ PLACES = {
         "common/architecture.py",
         "common/attention.py",
         "common/backbone.py",
+        "common/decoder.py",
         "common/injection.py",
         "common/tokenizer.py",
     ],

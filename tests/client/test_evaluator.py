@@ -13,12 +13,12 @@ from common.injection import PromptedBackbone
 
 
 def loop_over(texts, logits_of_one):
-    """Return each answer's negative log-likelihood; `logits_of_one` gives the logits `[seq, vocab]` of one text."""
+    """Return each answer's negative log-likelihood; `logits_of_one` gives the last logits, or all, of one text."""
     values = []
     for text in texts:
         log_p = torch.log_softmax(logits_of_one(text).double(), dim=-1)
-        begin = len(text.prompt_ids)
-        values.append(-sum(float(log_p[begin + n - 1, token]) for n, token in enumerate(text.answer_ids)))
+        before = len(log_p) - len(text.answer_ids) - 1  # the last logits predict what would follow the answer
+        values.append(-sum(float(log_p[before + n, token]) for n, token in enumerate(text.answer_ids)))
     return values
 
 
@@ -40,7 +40,7 @@ def assert_scores_equal(scores, some, texts, values):
 def test_scores_of_the_backbone_equal_a_loop():
     some = examples(13)
     texts = tokenized(some)
-    assert_scores_equal(evaluate(tiny_backbone(), some, texts), some, texts, loop_over(texts, plain_logits))
+    assert_scores_equal(evaluate(tiny_backbone(), some, texts).scores, some, texts, loop_over(texts, plain_logits))
 
 
 def test_scores_of_the_mixture_equal_a_loop():
@@ -56,12 +56,12 @@ def test_scores_of_the_mixture_equal_a_loop():
 
     values = loop_over(texts, logits_of_one)
     assert values != pytest.approx(loop_over(texts, plain_logits), rel=1e-3)
-    assert_scores_equal(evaluate(prompted, some, texts), some, texts, values)
+    assert_scores_equal(evaluate(prompted, some, texts).scores, some, texts, values)
 
 
 def test_characters_are_counted_not_bytes():
     some = [dataclasses.replace(examples(1)[0], output="école")]
-    scores = evaluate(tiny_backbone(), some, tokenized(some))
+    scores = evaluate(tiny_backbone(), some, tokenized(some)).scores
     (score,) = scores.values()
     assert (score.num_characters, score.num_tokens) == (5, 7)
 
@@ -69,10 +69,10 @@ def test_characters_are_counted_not_bytes():
 def test_order_and_batches_change_nothing(monkeypatch):
     some = examples(13)
     backbone = tiny_backbone()
-    expected = evaluate(backbone, some, tokenized(some))
+    expected = evaluate(backbone, some, tokenized(some)).scores
     monkeypatch.setattr(evaluator, "EVALUATION_BATCH_SIZE", 3)
     for other in (some, some[::-1]):
-        scores = evaluate(backbone, other, tokenized(other))
+        scores = evaluate(backbone, other, tokenized(other)).scores
         assert list(scores) == list(expected)
         for task, score in scores.items():
             # The same float32 sums, with other padding.

@@ -6,7 +6,7 @@ import torch
 from tiny import HIDDEN, examples, tiny_backbone, tiny_llama, tokenized
 
 from client import gate_statistics
-from client.gate_statistics import gate_inputs, second_moments, sums_by_task
+from client.gate_statistics import features, gate_inputs, second_moments, sums_by_task
 
 
 def inputs_by_loop(texts, layer):
@@ -48,7 +48,7 @@ def test_second_moments_equal_a_loop():
     inputs, mean, scale = rng.normal(size=(7, HIDDEN)), rng.normal(size=HIDDEN), rng.uniform(1, 2, HIDDEN)
     projection = rng.normal(size=(3, HIDDEN))
     expected = sum(np.outer(z, z) for z in (projection @ ((x - mean) / scale) for x in inputs))
-    moments = second_moments(inputs, mean, scale, projection)
+    moments = second_moments(features(inputs, mean, scale, projection))
     assert moments.dtype == np.float32
     np.testing.assert_allclose(moments, expected, rtol=1e-5)
 
@@ -56,6 +56,6 @@ def test_second_moments_equal_a_loop():
 def test_moments_of_clients_add_up():
     rng = np.random.default_rng(0)
     inputs, mean, scale = rng.normal(size=(7, 4)), np.zeros(4), np.ones(4)
-    whole = second_moments(inputs, mean, scale, np.eye(4))
-    parts = [second_moments(part, mean, scale, np.eye(4)) for part in (inputs[:2], inputs[2:])]
+    whole = second_moments(features(inputs, mean, scale, np.eye(4)))
+    parts = [second_moments(features(part, mean, scale, np.eye(4))) for part in (inputs[:2], inputs[2:])]
     np.testing.assert_allclose(parts[0] + parts[1], whole, rtol=1e-5, atol=1e-6)  # float32

@@ -92,7 +92,7 @@ def test_seeded_losses_are_what_they_were():
         assert result.loss == pytest.approx(loss, rel=GOLDEN_TOLERANCE)
     assert result.usage == pytest.approx(GOLDEN["usage"], rel=GOLDEN_TOLERANCE)
     assert result.gate_entropy == pytest.approx(GOLDEN["gate_entropy"], rel=GOLDEN_TOLERANCE)
-    perplexity = total(evaluate(prompted, some, texts).values()).perplexity
+    perplexity = total(evaluate(prompted, some, texts).scores.values()).perplexity
     assert perplexity == pytest.approx(GOLDEN["perplexity"], rel=GOLDEN_TOLERANCE)
 
 
@@ -100,9 +100,9 @@ def test_training_learns():
     prompted = tiny_prompted()
     some = examples(8)
     texts = tokenized(some)
-    before = total(evaluate(prompted, some, texts).values()).perplexity
+    before = total(evaluate(prompted, some, texts).scores.values()).perplexity
     train(prompted, texts, settings(num_steps=30), rng())
-    assert total(evaluate(prompted, some, texts).values()).perplexity < before / 2
+    assert total(evaluate(prompted, some, texts).scores.values()).perplexity < before / 2
 
 
 def test_the_generator_decides():

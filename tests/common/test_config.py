@@ -44,7 +44,7 @@ def test_a_config_is_frozen():
         ({"num_rounds": True}, "num-rounds must be a whole number, got True"),
         ({"temperature": "1"}, "temperature must be a number, got '1'"),
         ({"temperature": True}, "temperature must be a number, got True"),
-        ({"pretrain_gate": 1}, "pretrain-gate must be true or false, got 1"),
+        ({"centralised": 1}, "centralised must be true or false, got 1"),
         ({"name": 3}, "name must be text, got 3"),
         ({"eval_split": 3}, "eval-split must be text, got 3"),
         # Ranges

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import mixture_for, tiny_backbone
 
-from common.mixture import Gate, Mixture, mean_over_input
+from common.mixture import UNKNOWN_TASK, Gate, Mixture, mean_over_input
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import GATE_STATISTICS, MixtureSpec
 
@@ -13,13 +13,17 @@ SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 10: (1, 4, 4)})
 
 
 def gate_with(temperature, num_experts=4):
-    gate = Gate(6, 5, num_experts, temperature)
+    gate = Gate(MixtureSpec(num_experts, 4, 5, 6, SPEC.kv_shapes, temperature=temperature))
     with torch.no_grad():
         for index, parameter in enumerate(gate.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
         gate.mean.copy_(torch.arange(6.0))
         gate.scale.copy_(1 + torch.arange(6.0))
     return gate
+
+
+def unknown(count):
+    return torch.full((count,), UNKNOWN_TASK)
 
 
 def test_gate_weights_equal_a_loop():
@@ -32,17 +36,18 @@ def test_gate_weights_equal_a_loop():
         logits = gate.output.weight.detach().numpy() @ hidden + gate.output.bias.detach().numpy()
         odds = np.exp(logits / 0.7)
         expected[row] = odds / odds.sum()
-    np.testing.assert_allclose(gate(inputs).exp().detach().numpy(), expected, rtol=1e-5)  # float32
+    np.testing.assert_allclose(gate(inputs, unknown(3)).exp().detach().numpy(), expected, rtol=1e-5)  # float32
 
 
 def test_weights_of_an_input_sum_to_one():
-    weights = gate_with(1.0)(torch.randn(50, 6, generator=torch.Generator().manual_seed(0))).exp()
+    inputs = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    weights = gate_with(1.0)(inputs, unknown(50)).exp()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(50))
 
 
 def test_a_lower_temperature_sharpens_and_a_high_one_evens_out():
     inputs = torch.ones(1, 6)
-    weights = [gate_with(temperature)(inputs).exp() for temperature in (0.01, 1.0, 1e6)]
+    weights = [gate_with(temperature)(inputs, unknown(1)).exp() for temperature in (0.01, 1.0, 1e6)]
     assert weights[0].max() > 0.999 > weights[1].max() > 0.26
     torch.testing.assert_close(weights[2], torch.full((1, 4), 0.25))
     assert all(torch.equal(w.argmax(), weights[0].argmax()) for w in weights[:2])
@@ -50,7 +55,7 @@ def test_a_lower_temperature_sharpens_and_a_high_one_evens_out():
 
 def test_a_vanishing_weight_gives_no_nan():
     gate = gate_with(temperature=1e-6)
-    log_weights = gate(torch.ones(1, 6))
+    log_weights = gate(torch.ones(1, 6), unknown(1))
     (log_weights.exp() * torch.arange(4)).sum().backward()
     assert log_weights.isfinite().all() and sorted(log_weights.exp()[0].tolist()) == [0, 0, 0, 1]
     assert all(parameter.grad.isfinite().all() for parameter in gate.parameters())
@@ -59,15 +64,15 @@ def test_a_vanishing_weight_gives_no_nan():
 def test_one_expert_has_no_gate_and_weight_one():
     mixture = mixture_for(tiny_backbone(), num_experts=1)
     assert mixture.gate is None
-    assert torch.equal(mixture.log_weights(torch.randn(3, 64)), torch.zeros(3, 1))
+    assert torch.equal(mixture.log_weights(torch.randn(3, 64), unknown(3)), torch.zeros(3, 1))
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])
-def test_names_and_shapes_are_those_of_the_shape(num_experts):
-    shape = MixtureSpec(num_experts, 4, 5, 6, SPEC.kv_shapes)
-    mixture = Mixture(shape)
-    assert {name: tuple(p.shape) for name, p in mixture.named_parameters()} == shape.trainable()
-    assert {name: tuple(t.shape) for name, t in mixture.state_dict().items()} == shape.all()
+def test_names_and_shapes_are_those_of_the_spec(num_experts):
+    spec = MixtureSpec(num_experts, 4, 5, 6, SPEC.kv_shapes)
+    mixture = Mixture(spec)
+    assert {name: tuple(p.shape) for name, p in mixture.named_parameters()} == spec.trainable()
+    assert {name: tuple(t.shape) for name, t in mixture.state_dict().items()} == spec.all()
     assert {t.dtype for t in mixture.state_dict().values()} == {torch.float32}
 
 

@@ -60,9 +60,9 @@ def test_arrays_come_out_as_they_went_in():
 
 
 def test_an_instruction_comes_out_as_it_went_in():
-    server_round, arrays = read_instruction(instruction(7, ARRAYS))
-    assert server_round == 7
-    assert_same_arrays(arrays, ARRAYS)
+    sent = read_instruction(instruction(7, ARRAYS, ["b", "a"]))
+    assert (sent.server_round, sent.tasks) == (7, ("b", "a"))
+    assert_same_arrays(sent.arrays, ARRAYS)
     assert not instruction(1).array_records
 
 

@@ -18,11 +18,12 @@ from common.perplexity import AnswerScore
 from common.wire import (
     MOMENTS,
     PREPARE,
+    EvaluateReply,
     PrepareReply,
     TrainReply,
+    pack_evaluate_reply,
     pack_moments,
     pack_prepare_reply,
-    pack_scores,
     pack_train_reply,
     read_instruction,
 )
@@ -77,7 +78,7 @@ class FakeClients:
 
     def _moments(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        _, statistics = read_instruction(message.content)
+        statistics = read_instruction(message.content).arrays
         inputs = _gate_inputs(client).reshape(-1, SPEC.hidden_size)
         inputs = (inputs - statistics["gate.mean"]) / statistics["gate.scale"]
         reply = (inputs.T @ inputs).astype(np.float32)
@@ -85,18 +86,26 @@ class FakeClients:
 
     def _train(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        server_round, arrays = read_instruction(message.content)
-        _check_shapes(arrays)
-        trained = {name: arrays[name] + np.float32(client + 1) for name in SPEC.trainable()}
+        sent = read_instruction(message.content)
+        _check_shapes(sent.arrays)
+        trained = {name: sent.arrays[name] + np.float32(client + 1) for name in SPEC.trainable()}
         reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, np.array(USAGE[client % 3]), 0.5)
-        return Message(self._answer("train", server_round, client, reply, pack_train_reply), reply_to=message)
+        return Message(self._answer("train", sent.server_round, client, reply, pack_train_reply), reply_to=message)
+
+    @staticmethod
+    def evaluation(client: int) -> EvaluateReply:
+        """Build what a client says of any mixture: its one task's score and use of the experts."""
+        task, use = f"task {client}", np.array(USAGE[client % 3]) / NUM_EXAMPLES
+        return EvaluateReply({task: AnswerScore(10.0 * (client + 1), 10, 20, 2)}, {task: use})
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        server_round, arrays = read_instruction(message.content)
-        _check_shapes(arrays)
-        reply = {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)}
-        return Message(self._answer("evaluate", server_round, client, reply, pack_scores), reply_to=message)
+        sent = read_instruction(message.content)
+        _check_shapes(sent.arrays)
+        reply = self.evaluation(client)
+        return Message(
+            self._answer("evaluate", sent.server_round, client, reply, pack_evaluate_reply), reply_to=message
+        )
 
 
 def _gate_inputs(client: int) -> NDArray[np.float64]:
@@ -113,7 +122,7 @@ def _check_shapes(arrays: Arrays) -> None:
 
 
 @pytest.fixture
-def shape() -> MixtureSpec:
+def spec() -> MixtureSpec:
     return SPEC
 
 

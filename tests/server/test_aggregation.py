@@ -9,22 +9,22 @@ from common.wire import TrainReply
 from server.aggregation import UsageWeightedMean
 
 
-def values(shape: MixtureSpec, seed: int) -> Arrays:
+def values(spec: MixtureSpec, seed: int) -> Arrays:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=size).astype(np.float32) for name, size in shape.all().items()}
+    return {name: rng.normal(size=size).astype(np.float32) for name, size in spec.all().items()}
 
 
-def update(shape: MixtureSpec, seed: int, num_examples: int, usage: list[float]) -> TrainReply:
-    arrays = values(shape, seed)
-    return TrainReply({name: arrays[name] for name in shape.trainable()}, 1.0, num_examples, np.array(usage), 0.0)
+def update(spec: MixtureSpec, seed: int, num_examples: int, usage: list[float]) -> TrainReply:
+    arrays = values(spec, seed)
+    return TrainReply({name: arrays[name] for name in spec.trainable()}, 1.0, num_examples, np.array(usage), 0.0)
 
 
 @pytest.fixture
-def updates(shape: MixtureSpec) -> list[TrainReply]:
+def updates(spec: MixtureSpec) -> list[TrainReply]:
     return [
-        update(shape, 1, 8, [5.25, 2.75, 0.0]),
-        update(shape, 2, 24, [0.125, 23.875, 0.0]),
-        update(shape, 3, 5, [0.0, 5.0, 0.0]),
+        update(spec, 1, 8, [5.25, 2.75, 0.0]),
+        update(spec, 2, 24, [0.125, 23.875, 0.0]),
+        update(spec, 3, 5, [0.0, 5.0, 0.0]),
     ]
 
 
@@ -53,60 +53,60 @@ def assert_same(first: Arrays, second: Arrays) -> None:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name, strict=True)
 
 
-def test_merge_equals_a_slow_reference(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_merge_equals_a_slow_reference(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     assert_same(merge(arrays, updates), slow_merge(arrays, updates))  # the same float64 operations, so to the bit
 
 
-def test_merge_leaves_what_it_was_given_as_it_was(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_merge_leaves_what_it_was_given_as_it_was(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     merge(arrays, updates)
-    assert_same(arrays, values(shape, 0))
+    assert_same(arrays, values(spec, 0))
 
 
-def test_an_expert_that_nobody_used_stays_exactly(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_an_expert_that_nobody_used_stays_exactly(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     merged = merge(arrays, updates)
-    for name in filter(is_expertwise, shape.trainable()):
+    for name in filter(is_expertwise, spec.trainable()):
         np.testing.assert_array_equal(merged[name][2], arrays[name][2], err_msg=name)
         assert (merged[name][:2] != arrays[name][:2]).all(), name
 
 
-def test_a_client_does_not_pull_an_expert_that_it_did_not_use(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_a_client_does_not_pull_an_expert_that_it_did_not_use(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     merged, without = merge(arrays, updates), merge(arrays, updates[:2])
-    for name in shape.trainable():
+    for name in spec.trainable():
         if is_expertwise(name):
             np.testing.assert_array_equal(merged[name][0], without[name][0], err_msg=name)
         else:
             assert (merged[name] != without[name]).any(), name
 
 
-def test_one_client_alone_gives_its_values_exactly(shape: MixtureSpec) -> None:
-    only = update(shape, 1, 7, [1 / 3, 6.6, 7 - 1 / 3 - 6.6])
-    arrays = values(shape, 0)
+def test_one_client_alone_gives_its_values_exactly(spec: MixtureSpec) -> None:
+    only = update(spec, 1, 7, [1 / 3, 6.6, 7 - 1 / 3 - 6.6])
+    arrays = values(spec, 0)
     assert_same(merge(arrays, [only]), arrays | only.arrays)
 
 
-def test_arrays_of_no_expert_are_weighted_by_examples(shape: MixtureSpec) -> None:
-    updates = [update(shape, 1, 1, [1.0, 0.0, 0.0]), update(shape, 2, 3, [3.0, 0.0, 0.0])]
+def test_arrays_of_no_expert_are_weighted_by_examples(spec: MixtureSpec) -> None:
+    updates = [update(spec, 1, 1, [1.0, 0.0, 0.0]), update(spec, 2, 3, [3.0, 0.0, 0.0])]
     for value, each in zip((0.0, 8.0), updates, strict=True):
         each.arrays["gate.hidden.weight"][:] = value
         each.arrays["gate.hidden.bias"][:] = value
-    merged = merge(values(shape, 0), updates)
+    merged = merge(values(spec, 0), updates)
     assert (merged["gate.hidden.weight"] == 6.0).all()
     assert (merged["gate.hidden.bias"] == 6.0).all()
 
 
-def test_the_gates_statistics_stay(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_the_gates_statistics_stay(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     merged = merge(arrays, updates)
     assert merged["gate.mean"] is arrays["gate.mean"]
     assert merged["gate.scale"] is arrays["gate.scale"]
 
 
-def test_the_order_of_updates_changes_rounding_at_most(shape: MixtureSpec, updates: list[TrainReply]) -> None:
-    arrays = values(shape, 0)
+def test_the_order_of_updates_changes_rounding_at_most(spec: MixtureSpec, updates: list[TrainReply]) -> None:
+    arrays = values(spec, 0)
     forth, back = merge(arrays, updates), merge(arrays, updates[::-1])
     for name in forth:  # sums in float64; the result may round to the float32 beside
         np.testing.assert_allclose(forth[name], back[name], rtol=2**-22, err_msg=name)
@@ -119,6 +119,6 @@ def test_usage_is_the_mass_of_all_updates(updates: list[TrainReply]) -> None:
     assert mean.usage.tolist() == [5.375, 31.625, 0.0]
 
 
-def test_the_mean_of_equal_updates_is_that_update(shape: MixtureSpec) -> None:
-    same = [update(shape, 1, 4, usage) for usage in ([4.0, 0.0, 0.0], [1.0, 1.0, 2.0])]
-    assert_same(merge(values(shape, 0), same), values(shape, 0) | same[0].arrays)
+def test_the_mean_of_equal_updates_is_that_update(spec: MixtureSpec) -> None:
+    same = [update(spec, 1, 4, usage) for usage in ([4.0, 0.0, 0.0], [1.0, 1.0, 2.0])]
+    assert_same(merge(values(spec, 0), same), values(spec, 0) | same[0].arrays)

@@ -11,7 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import instruction, message_bytes, pack_scores, unpack_scores
+from common.wire import EvaluateReply, instruction, message_bytes, pack_evaluate_reply, unpack_scores
 from server import exchange as module
 from server.exchange import Exchanged, exchange, wait_for_nodes
 
@@ -24,8 +24,8 @@ def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def content(shape: MixtureSpec) -> RecordDict:
-    return instruction(3, initial_arrays(shape, np.random.default_rng(0)))
+def content(spec: MixtureSpec) -> RecordDict:
+    return instruction(3, initial_arrays(spec, np.random.default_rng(0)))
 
 
 def evaluate(network: Any, content: RecordDict, seconds: float = 60.0, read: Any = unpack_scores) -> Exchanged[Any]:
@@ -97,8 +97,8 @@ def test_a_silent_client_fails_at_the_deadline(network: Any, content: RecordDict
 def test_a_malformed_reply_is_a_failure_that_names_what_is_wrong(
     network: Any, clients: Any, content: RecordDict, key: str, values: Any, reason: str
 ) -> None:
-    def spoil(scores: dict[str, AnswerScore]) -> RecordDict:
-        packed = pack_scores(scores)
+    def spoil(reply: EvaluateReply) -> RecordDict:
+        packed = pack_evaluate_reply(reply)
         figures = {**packed.metric_records["scores"]} | {key: values}
         packed["scores"] = MetricRecord({name: value for name, value in figures.items() if value is not None})
         return packed
@@ -125,7 +125,7 @@ def test_bytes_are_what_the_wire_counts_of_all_that_travelled(network: Any, clie
     clients.misbehaviour[1, "evaluate"] = lambda _: RecordDict()  # rejected, but it travelled
     exchanged = evaluate(network, content)
     assert exchanged.bytes_down == 3 * message_bytes(content)
-    right = pack_scores({"task 2": AnswerScore(30.0, 10, 20, 2)})
+    right = pack_evaluate_reply(clients.evaluation(2))
     assert exchanged.bytes_up == message_bytes(right) + message_bytes(RecordDict())
 
 

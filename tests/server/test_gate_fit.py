@@ -1,24 +1,19 @@
 """The gate that the server fits on sums is the gate that clients run, and tells tasks apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.mixture import Gate
+from common.mixture import UNKNOWN_TASK, Gate
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import PrepareReply
-from server.gate_fit import (
-    GateStatistics,
-    covariance_within_tasks,
-    expert_of_task,
-    fit_gate,
-    gate_loss,
-    standardise,
-    sum_statistics,
-)
+from server.gate_fit import covariance_within, experts_by_label, fit_input_gate, gate_loss
+from server.gate_statistics import GateStatistics, standardise, sum_statistics
 
 HIDDEN = 12
 SPEC = MixtureSpec(num_experts=4, tokens_per_expert=1, gate_hidden_size=6, hidden_size=HIDDEN, kv_shapes={0: (1, 2, 2)})
@@ -57,6 +52,19 @@ def moments_of(by_task: dict[str, Float], statistics: GateStatistics, projection
     return np.asarray(inputs.T @ inputs)
 
 
+def loaded_gate(spec: MixtureSpec, values: Arrays, strict: bool = True) -> Gate:
+    """Return the gate that clients run, with the values of the arrays."""
+    gate = Gate(spec)
+    own = {name.removeprefix("gate."): torch.from_numpy(array) for name, array in values.items() if "gate." in name}
+    gate.load_state_dict(own, strict=strict)
+    return gate
+
+
+def log_weights(gate: Gate, inputs: Float) -> torch.Tensor:
+    result: torch.Tensor = gate(torch.from_numpy(inputs).float(), torch.full((len(inputs),), UNKNOWN_TASK))
+    return result
+
+
 def random_gate(seed: int) -> tuple[dict[str, Float], Float, NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
     gate = {name: rng.normal(size=size) for name, size in SPEC.trainable().items() if name.startswith("gate.")}
@@ -82,11 +90,8 @@ def test_gradients_equal_finite_differences() -> None:
 def test_loss_and_gradients_equal_those_of_the_gate_that_clients_run(temperature: float) -> None:
     values, inputs, targets = random_gate(1)
     loss, gradients = gate_loss(values, inputs, targets, temperature)
-    gate = Gate(HIDDEN, SPEC.gate_hidden_size, SPEC.num_experts, temperature)
-    gate.load_state_dict(
-        {name.removeprefix("gate."): torch.from_numpy(array) for name, array in values.items()}, strict=False
-    )
-    nll = torch.nn.functional.nll_loss(gate(torch.from_numpy(inputs).float()), torch.from_numpy(targets))
+    gate = loaded_gate(replace(SPEC, temperature=temperature), values, strict=False)
+    nll = torch.nn.functional.nll_loss(log_weights(gate, inputs), torch.from_numpy(targets))
     nll.backward()
     # The client's gate is float32, as are the sums of 12 products in it.
     assert loss == pytest.approx(nll.item(), rel=1e-5)
@@ -142,7 +147,7 @@ def test_the_covariance_within_tasks_is_that_around_the_tasks_means() -> None:
     statistics = sum_statistics([reply(0, by_task)])
     moments = moments_of(by_task, statistics, np.eye(HIDDEN))
     centres = (statistics.sums / statistics.counts[:, None] - statistics.mean) / statistics.scale
-    found = covariance_within_tasks(centres, statistics.counts, moments)
+    found = covariance_within(centres, statistics.counts, moments)
     around = [(inputs - inputs.mean(axis=0)) / statistics.scale for inputs in by_task.values()]
     expected = np.cov(np.concatenate(around).T, bias=True)
     expected = 0.99 * expected + 0.01 * np.trace(expected) / HIDDEN * np.eye(HIDDEN)
@@ -154,7 +159,7 @@ def test_the_covariance_of_fewer_examples_than_features_can_be_drawn_from() -> N
     statistics = sum_statistics([reply(0, by_task)])
     moments = moments_of(by_task, statistics, np.eye(HIDDEN)).astype(np.float32)  # as clients send them
     centres = (statistics.sums / statistics.counts[:, None] - statistics.mean) / statistics.scale
-    np.linalg.cholesky(covariance_within_tasks(centres, statistics.counts, moments))
+    np.linalg.cholesky(covariance_within(centres, statistics.counts, moments))
 
 
 def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Arrays, GateStatistics]:
@@ -164,7 +169,10 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
     moments = moments_of(first, statistics, projection) + moments_of(second, statistics, projection)
     rng = np.random.default_rng(seed)
     before = standardise(initial_arrays(SPEC, rng), statistics)
-    return before, fit_gate(before, SPEC, statistics, moments, projection, temperature, rng), statistics
+    centres = (statistics.sums / statistics.counts[:, None] - before["gate.mean"]) / before["gate.scale"] @ projection.T
+    experts = experts_by_label(statistics, "task", SPEC.num_experts)
+    after = fit_input_gate(before, centres, statistics.counts, experts, moments, projection, temperature, rng)
+    return before, after, statistics
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -172,14 +180,11 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
 def test_the_fitted_gate_sends_new_inputs_of_each_task_to_its_expert(temperature: float, num_features: int) -> None:
     projection = np.random.default_rng(7).normal(0.0, num_features**-0.5, (num_features, HIDDEN))
     before, arrays, statistics = fitted(np.eye(HIDDEN) if num_features == HIDDEN else projection, temperature, seed=0)
-    gate = Gate(HIDDEN, SPEC.gate_hidden_size, SPEC.num_experts, temperature)
-    gate.load_state_dict(
-        {name.removeprefix("gate."): torch.from_numpy(arrays[name]) for name in arrays if name.startswith("gate.")}
-    )
+    gate = loaded_gate(replace(SPEC, temperature=temperature), arrays)
     new = separated(6, 100, seed=3)
-    experts = expert_of_task(6, SPEC.num_experts)
+    experts = experts_by_label(statistics, "task", SPEC.num_experts)
     correct = [
-        (gate(torch.from_numpy(new[task]).float()).argmax(dim=1).numpy() == expert).mean()
+        (log_weights(gate, new[task]).argmax(dim=1).numpy() == expert).mean()
         for task, expert in zip(statistics.tasks, experts, strict=True)
     ]
     assert np.mean(correct) > 0.95, correct
@@ -194,5 +199,6 @@ def test_the_fit_is_deterministic() -> None:
 
 
 def test_tasks_are_dealt_to_experts_in_turn() -> None:
-    assert expert_of_task(5, 3).tolist() == [0, 1, 2, 0, 1]
-    assert expert_of_task(2, 3).tolist() == [0, 1]
+    for num_tasks, expected in ((5, [0, 1, 2, 0, 1]), (2, [0, 1])):
+        statistics = sum_statistics([reply(0, separated(num_tasks, 2, seed=1))])
+        assert experts_by_label(statistics, "task", 3).tolist() == expected

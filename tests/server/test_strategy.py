@@ -10,36 +10,37 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from safetensors.numpy import load_file
 
 from common.mixture_arrays import Arrays, initial_arrays
+from common.mixture_file import WEIGHTS, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import pack_prepare_reply, pack_scores, pack_train_reply
+from common.wire import message_bytes, pack_evaluate_reply, pack_prepare_reply, pack_train_reply
 from server import exchange as exchange_module
 from server.app import app as server_app
-from server.run_directory import METRICS, MIXTURE, RESULT, ROUNDS, RunDirectory
+from server.run_directory import METRICS, RESULT, ROUNDS, RunDirectory
 from server.strategy import MixtureStrategy
 from simulations.inline import InlineGrid, run_inline
 
 RunConfig = Callable[..., dict[str, Any]]
 
 
-def strategy(shape: MixtureSpec, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
+def strategy(spec: MixtureSpec, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
     plain = MixtureStrategy(
-        shape=shape,
+        spec=spec,
         nodes={client: 1000 + client for client in range(num_clients)},
         client_fraction=1.0,
         seed=0,
         timeout_seconds=60.0,
+        backbone="tiny",
         fingerprint="same",
     )
     return replace(plain, **changes)
 
 
 @pytest.fixture
-def first(shape: MixtureSpec) -> Arrays:
-    return initial_arrays(shape, np.random.default_rng(0))
+def first(spec: MixtureSpec) -> Arrays:
+    return initial_arrays(spec, np.random.default_rng(0))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -52,38 +53,43 @@ def added_to_experts(arrays: Arrays, first: Arrays) -> list[float]:
 
 
 def test_known_updates_give_the_known_mixture(
-    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
+    clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     grid = InlineGrid(clients.app, {}, 3)
-    arrays, _ = strategy(shape).run(grid, first, 2, directory)
+    arrays, _ = strategy(spec).run(grid, first, 2, directory)
     # Twice the mean of 1, 2 and 3, weighted by USAGE's columns; each value is rounded to float32 four times.
     assert added_to_experts(arrays, first) == pytest.approx([2 * 15 / 11, 2 * 21 / 9, 2 * 3], abs=1e-5)
     np.testing.assert_allclose(arrays["gate.hidden.weight"], first["gate.hidden.weight"] + 4, atol=1e-5)
-    for name, array in load_file(directory.path / MIXTURE).items():
+    for name, array in read_mixture(directory.path).arrays.items():
         np.testing.assert_array_equal(array, arrays[name], strict=True)
 
 
-def test_the_last_scores_are_returned(clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory) -> None:
-    _, scores = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
-    assert scores == {client: {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)} for client in range(3)}
+def test_the_last_scores_are_returned(clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory) -> None:
+    _, last = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
+    assert {client: reply.scores for client, reply in last.items()} == {
+        client: {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)} for client in range(3)
+    }
+    for client, reply in last.items():
+        (use,) = reply.expert_use.values()
+        np.testing.assert_array_equal(use, clients.evaluation(client).expert_use[f"task {client}"])
 
 
 def test_the_order_of_replies_changes_nothing(
-    clients: Any, network: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
+    clients: Any, network: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     first = {name: array + np.float32(1 / 3) for name, array in first.items()}
-    in_order, _ = strategy(shape).run(InlineGrid(clients.app, {}, 3), first, 2, directory)
-    last_first, _ = strategy(shape).run(network, first, 2, directory)
+    in_order, _ = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 2, directory)
+    last_first, _ = strategy(spec).run(network, first, 2, directory)
     for name in first:
         np.testing.assert_array_equal(in_order[name], last_first[name], err_msg=name)
 
 
 def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
-    network: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    network: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.001)
     network.silent = {2}
-    arrays, scores = strategy(shape, timeout_seconds=0.05).run(network, first, 1, directory)
+    arrays, scores = strategy(spec, timeout_seconds=0.05).run(network, first, 1, directory)
     assert added_to_experts(arrays, first) == pytest.approx([12 / 10, 2, 0], abs=1e-5)
     assert list(scores) == [0, 1]
     (figures,) = lines(directory.path / ROUNDS)
@@ -92,31 +98,31 @@ def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
     assert (figures["num_clients_trained"], figures["num_clients_evaluated"]) == (2, 2)
 
 
-def test_sampling_depends_on_seed_and_round_alone(shape: MixtureSpec) -> None:
-    samples = [[*strategy(shape, 10, client_fraction=0.5).sample(server_round)] for server_round in range(1, 9)]
-    assert samples == [[*strategy(shape, 10, client_fraction=0.5).sample(number)] for number in range(1, 9)]
+def test_sampling_depends_on_seed_and_round_alone(spec: MixtureSpec) -> None:
+    samples = [[*strategy(spec, 10, client_fraction=0.5).sample(server_round)] for server_round in range(1, 9)]
+    assert samples == [[*strategy(spec, 10, client_fraction=0.5).sample(number)] for number in range(1, 9)]
     assert all(len(sample) == 5 and sample == sorted(sample) for sample in samples)
     assert len({tuple(sample) for sample in samples}) > 1
     assert {client for sample in samples for client in sample} == set(range(10))
-    assert samples != [[*strategy(shape, 10, client_fraction=0.5, seed=1).sample(number)] for number in range(1, 9)]
+    assert samples != [[*strategy(spec, 10, client_fraction=0.5, seed=1).sample(number)] for number in range(1, 9)]
 
 
-def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(shape: MixtureSpec) -> None:
+def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(spec: MixtureSpec) -> None:
     backwards = {client: 1000 + client for client in reversed(range(10))}
-    sample = strategy(shape, nodes=backwards, client_fraction=0.5).sample(1)
+    sample = strategy(spec, nodes=backwards, client_fraction=0.5).sample(1)
     assert sample == {client: 1000 + client for client in sample}
-    assert sample == strategy(shape, 10, client_fraction=0.5).sample(1)
+    assert sample == strategy(spec, 10, client_fraction=0.5).sample(1)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.34, 1), (0.5, 2), (1.0, 3)])
-def test_a_sample_is_never_empty(shape: MixtureSpec, fraction: float, count: int) -> None:
-    assert len(strategy(shape, 3, client_fraction=fraction).sample(1)) == count
+def test_a_sample_is_never_empty(spec: MixtureSpec, fraction: float, count: int) -> None:
+    assert len(strategy(spec, 3, client_fraction=fraction).sample(1)) == count
 
 
 def test_sampled_clients_train_and_all_evaluate(
-    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
+    clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
-    half = strategy(shape, client_fraction=0.5)
+    half = strategy(spec, client_fraction=0.5)
     half.run(InlineGrid(clients.app, {}, 3), first, 3, directory)
     for server_round in (1, 2, 3):
         calls = [(phase, client) for phase, number, client in clients.calls if number == server_round]
@@ -147,27 +153,30 @@ def arrays_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def test_the_bytes_of_a_round_are_those_of_the_shapes(
-    clients: Any, shape: MixtureSpec, first: Arrays, directory: RunDirectory
+    clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     # Flower ships equal arrays once, so no two may be equal here.
     first = {name: array + np.float32(index) for index, (name, array) in enumerate(first.items())}
-    strategy(shape, client_fraction=0.5).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
+    strategy(spec, client_fraction=0.5).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
 
-    down = container_bytes("RecordDict", ["config", "arrays"]) + arrays_bytes(shape.all())
-    down += len(ConfigRecord({"server-round": 1}).deflate())
-    metrics = MetricRecord({"loss": 0.1, "num-examples": 8, "usage": [0.1, 0.2, 0.3], "gate-entropy": 0.1})
-    up = container_bytes("RecordDict", ["arrays", "metrics"]) + arrays_bytes(shape.trainable())
+    down = container_bytes("RecordDict", ["config", "arrays"]) + arrays_bytes(spec.all())
+    down += len(ConfigRecord({"server-round": 1, "tasks": []}).deflate())
+    figures_up: dict[str, Any] = {"loss": 0.1, "num-examples": 8, "usage": [0.1, 0.2, 0.3], "gate-entropy": 0.1}
+    metrics = MetricRecord(figures_up | {"task-examples": []})
+    up = container_bytes("RecordDict", ["arrays", "metrics"]) + arrays_bytes(spec.trainable())
     up += len(metrics.deflate())
     scores = RecordDict({"tasks": ConfigRecord({"names": ["task 0"]})})
     scores["scores"] = MetricRecord({"nll": [0.1], "num-tokens": [10], "num-characters": [20], "num-examples": [2]})
-    up_evaluated = container_bytes("RecordDict", ["tasks", "scores"])
-    up_evaluated += sum(len(record.deflate()) for record in scores.values())
+    use = np.array([[0.1, 0.2, 0.7]])
+    scores["gate"] = ArrayRecord({"expert-use": Array(use)})
+    up_evaluated = container_bytes("RecordDict", ["tasks", "scores", "gate"])
+    up_evaluated += sum(message_bytes(record) for record in scores.values())
 
     (figures,) = lines(directory.path / ROUNDS)
     assert figures["bytes_down"] == (2 + 3) * down  # two train, three evaluate
     assert figures["bytes_up"] == 2 * up + 3 * up_evaluated
-    num_parameters = sum(math.prod(size) for size in shape.trainable().values())
-    assert up - 4 * num_parameters < 500 * (len(shape.trainable()) + 2)  # headers: less than 500 bytes each
+    num_parameters = sum(math.prod(size) for size in spec.trainable().values())
+    assert up - 4 * num_parameters < 500 * (len(spec.trainable()) + 2)  # headers: less than 500 bytes each
 
 
 # --- Clients that misbehave: the run goes on without them ---
@@ -183,7 +192,11 @@ def with_metrics(**changes: Any) -> Callable[[Any], RecordDict]:
 
 
 def with_score(**changes: Any) -> Callable[[Any], RecordDict]:
-    return lambda scores: pack_scores({task: replace(score, **changes) for task, score in scores.items()})
+    def spoil(reply: Any) -> RecordDict:
+        scores = {task: replace(score, **changes) for task, score in reply.scores.items()}
+        return pack_evaluate_reply(replace(reply, scores=scores))
+
+    return spoil
 
 
 def with_prepared(**changes: Any) -> Callable[[Any], Any]:
@@ -255,7 +268,7 @@ def test_no_client_can_end_the_run_or_spoil_the_mixture(
     rows = [row for row in result["clients"] if row["client"] != 0]
     assert [row["perplexity"] for row in rows] == pytest.approx([math.e**2, math.e**3])
     assert math.isfinite(result["perplexity"])
-    assert all(np.isfinite(array).all() for array in load_file(tmp_path / "run" / MIXTURE).values())
+    assert all(np.isfinite(array).all() for array in read_mixture(tmp_path / "run").arrays.values())
     if phase in ("train", "evaluate"):
         for figures in lines(tmp_path / "run" / ROUNDS)[1:]:
             assert list(figures["failed"][phase]) == ["0"]
@@ -296,4 +309,4 @@ def test_a_round_without_a_usable_reply_ends_the_run_with_a_reason(
         run_inline(server_app, clients.app, run_config(), 3)
     assert (tmp_path / "run" / METRICS).read_text().count("backbone") == 6
     assert not (tmp_path / "run" / RESULT).exists()
-    assert (tmp_path / "run" / MIXTURE).exists() == (phase == "evaluate")
+    assert (tmp_path / "run" / WEIGHTS).exists() == (phase == "evaluate")

@@ -12,17 +12,17 @@ from server.update_check import check_update
 
 
 @pytest.fixture
-def update(shape: MixtureSpec) -> TrainReply:
-    arrays = initial_arrays(shape, np.random.default_rng(0))
-    return TrainReply({name: arrays[name] for name in shape.trainable()}, 1.5, 8, np.array([5.0, 3.0, 0.0]), 0.5)
+def update(spec: MixtureSpec) -> TrainReply:
+    arrays = initial_arrays(spec, np.random.default_rng(0))
+    return TrainReply({name: arrays[name] for name in spec.trainable()}, 1.5, 8, np.array([5.0, 3.0, 0.0]), 0.5)
 
 
-def test_a_right_update_passes(update: TrainReply, shape: MixtureSpec) -> None:
-    check_update(update, shape)
+def test_a_right_update_passes(update: TrainReply, spec: MixtureSpec) -> None:
+    check_update(update, spec)
 
 
-def test_rounding_of_the_usage_passes(update: TrainReply, shape: MixtureSpec) -> None:
-    check_update(replace(update, usage=update.usage * (1 + 1e-6)), shape)
+def test_rounding_of_the_usage_passes(update: TrainReply, spec: MixtureSpec) -> None:
+    check_update(replace(update, usage=update.usage * (1 + 1e-6)), spec)
 
 
 @pytest.mark.parametrize("name", ["pool.keys.1", "pool.values.2", "gate.hidden.bias", "gate.output.weight"])
@@ -39,24 +39,24 @@ def test_rounding_of_the_usage_passes(update: TrainReply, shape: MixtureSpec) ->
     ids=["NaN", "one inf", "cut", "an axis more", "float64", "float16"],
 )
 def test_a_spoilt_array_is_rejected_by_name(
-    update: TrainReply, shape: MixtureSpec, name: str, spoil: object, reason: str
+    update: TrainReply, spec: MixtureSpec, name: str, spoil: object, reason: str
 ) -> None:
     update.arrays[name] = spoil(update.arrays[name])  # type: ignore[operator]
     with pytest.raises(ValueError, match=reason.replace("NAME", name)):
-        check_update(update, shape)
+        check_update(update, spec)
 
 
-def test_a_missing_array_is_rejected_by_name(update: TrainReply, shape: MixtureSpec) -> None:
+def test_a_missing_array_is_rejected_by_name(update: TrainReply, spec: MixtureSpec) -> None:
     del update.arrays["pool.values.1"]
     with pytest.raises(ValueError, match=r"array pool\.values\.1 is missing"):
-        check_update(update, shape)
+        check_update(update, spec)
 
 
 @pytest.mark.parametrize("name", ["pool.keys.0", "gate.mean"])
-def test_an_unknown_array_is_rejected_by_name(update: TrainReply, shape: MixtureSpec, name: str) -> None:
+def test_an_unknown_array_is_rejected_by_name(update: TrainReply, spec: MixtureSpec, name: str) -> None:
     update.arrays[name] = np.zeros(5, np.float32)
     with pytest.raises(ValueError, match=f"array {name} is unknown"):
-        check_update(update, shape)
+        check_update(update, spec)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_unknown_array_is_rejected_by_name(update: TrainReply, shape: Mixture
     ],
 )
 def test_a_wrong_figure_is_rejected_by_name(
-    update: TrainReply, shape: MixtureSpec, changes: dict[str, object], reason: str
+    update: TrainReply, spec: MixtureSpec, changes: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        check_update(replace(update, **changes), shape)  # type: ignore[arg-type]
+        check_update(replace(update, **changes), spec)  # type: ignore[arg-type]

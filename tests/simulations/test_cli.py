@@ -233,7 +233,7 @@ def test_a_client_that_is_left_out_is_named_to_the_user(
 
 def read_mixture(directory: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError):
-        return load_file(directory / "mixture.safetensors")
+        return load_file(directory / "adapter_model.safetensors")
     return None
 
 

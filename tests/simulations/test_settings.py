@@ -50,7 +50,7 @@ def test_the_last_word_for_a_key_wins() -> None:
 
 def test_a_toml_file_is_read(toml: Callable[[str], str]) -> None:
     settings = resolve([toml('name = "a"\nlearning-rate = 1e-3\ngate-pretraining = "none"\n'), "name=b"])
-    assert [settings[key] for key in ("name", "learning-rate", "pretrain-gate")] == ["b", 1e-3, False]
+    assert [settings[key] for key in ("name", "learning-rate", "gate-pretraining")] == ["b", 1e-3, "none"]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_a_toml_file_is_read(toml: Callable[[str], str]) -> None:
         ("num-rounds=1_000", 1000),
         ("learning-rate=1e-3", 1e-3),
         ("learning-rate=2", 2),
-        ("pretrain-gate=false", False),
-        ("pretrain-gate=true", True),
+        ("centralised=false", False),
+        ("centralised=true", True),
     ],
 )
 def test_a_value_is_read_as_its_key_asks(word: str, value: Any) -> None:
@@ -79,8 +79,8 @@ def test_a_value_is_read_as_its_key_asks(word: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("pretrain-gate=True", "pretrain-gate must be true or false, got 'True'"),
-        ("pretrain-gate=1", "pretrain-gate must be true or false, got 1"),
+        ("centralised=True", "centralised must be true or false, got 'True'"),
+        ("centralised=1", "centralised must be true or false, got 1"),
         ("num-rounds=many", "num-rounds must be a whole number, got 'many'"),
         ("num-rounds=2.0", "num-rounds must be a whole number, got 2.0"),
         ("num-rounds=true", "num-rounds must be a whole number, got True"),
@@ -106,7 +106,7 @@ def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, rea
         (["seed=2026-01-01"], "the command line: seed must be one value"),
         (["dirichlet-alpha=0.1"], "dirichlet-alpha has no effect on partition=by-task"),
         (["one-group", "temperature=0.5"], "temperature has no effect on one expert, which has no gate"),
-        (["num-experts=1", "balance-weight=0", "pretrain-gate=false"], "balance-weight has no effect on one expert"),
+        (["num-experts=1", "balance-weight=0", "gate-pretraining=none"], "balance-weight has no effect on one expert"),
     ],
 )
 def test_a_wrong_word_is_an_error_that_names_it(words: list[str], reason: str) -> None:

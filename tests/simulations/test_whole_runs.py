@@ -10,7 +10,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from rich.console import Console
-from safetensors.numpy import load_file
 
 from client.app import app as client_app
 from client.partition_data import load_partition_data
@@ -21,6 +20,7 @@ from common.decoder import injection_layer, probe_kv_shapes
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import Arrays
+from common.mixture_file import WEIGHTS, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.partition import partitions_of
 from common.wire import read_instruction, unpack_train_reply
@@ -49,7 +49,7 @@ def rounds(directory: Path) -> list[dict[str, Any]]:
 
 
 def mixture_bytes(directory: Path) -> bytes:
-    return (directory / "mixture.safetensors").read_bytes()
+    return (directory / WEIGHTS).read_bytes()
 
 
 def without_seconds(directory: Path) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_another_seed_gives_another_run(run_config: RunConfig, tmp_path: Path) -
 
 def test_a_run_with_one_expert_has_no_gate(run_config: RunConfig) -> None:
     directory = run(run_config(num_experts=1))
-    assert {*load_file(directory / "mixture.safetensors")} == {"pool.keys.1", "pool.values.1"}
+    assert {*read_mixture(directory).arrays} == {"pool.keys.1", "pool.values.1"}
     assert [line["expert_use"] for line in rounds(directory)] == [[1.0]] * 2
 
 
@@ -118,7 +118,7 @@ def test_one_client_with_one_step_a_round_is_centralised_training_to_the_bit(run
 
     def app(message: Message, context: Context) -> Message:
         if message.metadata.message_type == "train":
-            sent.append(read_instruction(message.content)[1])
+            sent.append(read_instruction(message.content).arrays)
         return client_app(message, context)
 
     directory = run(settings, app)  # type: ignore[arg-type]
@@ -126,14 +126,14 @@ def test_one_client_with_one_step_a_round_is_centralised_training_to_the_bit(run
     config = read_config(settings)
     backbone = load_backbone(config.backbone, config.quantization, config.device)
     data = load_partition_data(config, 0, backbone)
-    shape = MixtureSpec(
+    spec = MixtureSpec(
         config.num_experts,
         config.tokens_per_expert,
         config.gate_hidden_size,
         backbone.hidden_size,
         probe_kv_shapes(backbone, injection_layer(backbone, config.injection_layer)),
     )
-    mixture = Mixture(shape)
+    mixture = Mixture(spec)
     mixture.load_arrays(sent[0])
     prompted = PromptedBackbone(backbone, mixture)
     train_settings = TrainSettings(
@@ -145,7 +145,7 @@ def test_one_client_with_one_step_a_round_is_centralised_training_to_the_bit(run
         losses.append(train(prompted, data.train.tokenized, train_settings, rng).loss)
     prompted.remove()
 
-    federated = load_file(directory / "mixture.safetensors")
+    federated = read_mixture(directory).arrays
     for name, array in mixture.trained_arrays().items():
         np.testing.assert_array_equal(federated[name], array, err_msg=name)
     assert [line["loss"] for line in rounds(directory)] == losses
@@ -221,7 +221,7 @@ def test_the_run_goes_on_as_if_a_bad_update_had_not_been_sent(
     assert [(number, client) for number, client, _ in app.updates] == [(1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]
 
     # The reference: what only the others sent, merged. Each expert was used, so the first mixture does not matter.
-    expected = load_file(directory / "mixture.safetensors")
+    expected = read_mixture(directory).arrays
     mean = UsageWeightedMean()
     for server_round, _, reply in app.updates:
         if server_round == 2:
@@ -239,7 +239,7 @@ def test_the_mixture_after_a_bad_update_is_that_of_the_others(run_config: RunCon
     for _, client, reply in app.updates:
         if client != 1:
             mean.add(unpack_train_reply(reply.content))
-    found, whole = load_file(bad / "mixture.safetensors"), load_file(good / "mixture.safetensors")
+    found, whole = read_mixture(bad).arrays, read_mixture(good).arrays
     for name, array in mean.merge_into(whole).items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert (found["pool.keys.1"] != whole["pool.keys.1"]).any()
