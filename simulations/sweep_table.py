@@ -75,7 +75,8 @@ def describe(sweep: Sweep) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Write a line for each setting: its perplexity over the seeds, and what it costs."""
     keys = list(report["axes"])
-    names = [*keys, "perplexity", "s.d.", "range", "seeds", "backbone", "gate entropy", "parameters", "kB down + up"]
+    names = [*keys, "perplexity", "s.d.", "range", "seeds", "backbone"]
+    names += ["gate entropy", "information", "least use", "parameters", "kB down + up"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     by_setting: dict[tuple[Value, ...], list[Row]] = {}
     for row in report["runs"]:
@@ -90,7 +91,7 @@ def _cells(rows: list[Row]) -> list[str]:
     done = [row for row in rows if "perplexity" in row]
     seeds = str(len(done)) if len(done) == len(rows) else f"{len(done)} of {len(rows)}"
     if not done:
-        return ["no result", "", "", seeds, "", "", "", ""]
+        return ["no result", "", "", seeds, "", "", "", "", "", ""]
     values = [row["perplexity"] for row in done]
     down, up = (f"bytes_{way}_per_client_and_round" for way in ("down", "up"))
     return [
@@ -100,6 +101,8 @@ def _cells(rows: list[Row]) -> list[str]:
         seeds,
         f"{geometric_mean(row['backbone_perplexity'] for row in done):.3f}",
         _mean(done, "gate_entropy", lambda entropy: f"{entropy:.3f}"),
+        _mean(done, "task_expert_information", lambda information: f"{information:.3f}"),
+        _mean(done, "smallest_expert_use", lambda use: f"{use:.1%}"),
         _mean(done, "num_parameters", lambda count: f"{count:,.0f}"),
         f"{_mean(done, down, _kilobytes)} + {_mean(done, up, _kilobytes)}",
     ]
@@ -123,8 +126,8 @@ def _document(report: dict[str, Any], lines: str, has_plot: bool) -> str:
         f"Commit {report['commit'] or 'unknown'}, {machine['processor']}, {machine['num_cores']} cores. "
         f"{done} of {len(report['runs'])} runs have a result.",
         f"Perplexity of the {report['split']} split, geometric mean over clients; then over seeds: geometric mean, "
-        "standard deviation, smallest to largest. The gate's entropy (nats) is the last round's; bytes are those of a "
-        "client and round.",
+        "standard deviation, smallest to largest. Of the last round: the gate's entropy (nats), the mutual information "
+        "of task and expert (nats), the share of the expert that is used least. Bytes are those of a client and round.",
         lines.strip(),
     ]
     if has_plot:

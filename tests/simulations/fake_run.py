@@ -23,6 +23,7 @@ rounds = [
         "failed": {"train": {}},
         "expert_use": [0.5, 0.5],
         "smallest_expert_use": 0.125,
+        "task_expert_information": 1.25,
         **traffic,
     },
 ]

@@ -26,6 +26,7 @@ def test_figures_are_the_results_the_mean_over_rounds_or_the_last_rounds(fake_ru
         "loss": 0.25,
         "gate_entropy": 0.5,
         "smallest_expert_use": 0.125,  # whatever number a last round may have
+        "task_expert_information": 1.25,
     }
 
 

@@ -49,13 +49,13 @@ def test_one_key_has_a_dot_for_each_seed_and_a_line_through_the_geometric_means(
 
 def test_the_second_key_has_a_line_for_each_value_and_a_legend(drawn: list[Figure]) -> None:
     measured = [((1, True), 2.0), ((2, True), 3.0), ((1, False), 4.0)]
-    draw(["batch-size", "pretrain-gate"], measured, "perplexity")
+    draw(["batch-size", "standardise-gate-input"], measured, "perplexity")
     lines = lines_of(drawn[0])
     assert lines[0] == ([1, 2], pytest.approx([2.0, 3.0]))
     assert lines[2] == ([1], pytest.approx([4.0]))
     legend = drawn[0].axes[0].get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "pretrain-gate"
+    assert legend.get_title().get_text() == "standardise-gate-input"
     assert [text.get_text() for text in legend.get_texts()] == ["true", "false"]
     colours = [line.get_color() for line in drawn[0].axes[0].get_lines()]
     assert colours[0] == colours[1] != colours[2] == colours[3]

@@ -29,20 +29,22 @@ def rows_of(lines: str) -> list[list[str]]:
 
 
 def test_a_line_has_geometric_mean_spread_and_costs_over_the_seeds(fake_runs: FakeRuns, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "temperature=3", "pretrain-gate=true")
+    sweep = sweep_of(tmp_path, "temperature=3", "standardise-gate-input=true")
     run_some(sweep, "")
     head, _, row = rows_of(table(describe(sweep)))
     figures = dict(zip(head, row, strict=True))
     assert figures == {
         "temperature": "3",
-        "pretrain-gate": "true",
+        "standardise-gate-input": "true",
         "perplexity": "6.000",  # of 3, 6 and 12
         "s.d.": "4.583",  # the root of (4² + 1² + 5²) / 2
         "range": "3.000 to 12.000",
         "seeds": "3",
         "backbone": "8.000",
         "gate entropy": "0.500",
-        "parameters": "1,234",
+        "information": "1.250",
+        "least use": "12.5%",
+        "parameters": "160",
         "kB down + up": "2.0 + 1.0",
     }
 
