@@ -69,6 +69,7 @@ def train(
 @app.command()
 def transfer(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    alone: Annotated[Path | None, typer.Option(help="Where the trainings lie; default: alone/ in the run.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Trainings at a time, each on one thread.")] = os.cpu_count()
     or 1,
 ) -> None:
@@ -78,7 +79,10 @@ def transfer(
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("training a prompt on each task alone", total=None)
         found = prompt_transfer_gain(
-            run, processes, lambda task, done, count: progress.update(bar, completed=done, total=count)
+            run,
+            alone or run / "alone",
+            processes,
+            lambda done, count: progress.update(bar, completed=done, total=count),
         )
     console.print(transfer_table(found))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.table import Table
 
@@ -21,7 +22,7 @@ from server.run_directory import CONFIG, VERSIONS
 from simulations.runs import Run, run_all, sole_use
 from simulations.simulate import read_result
 
-TRANSFER, ALONE = "transfer.json", "alone"
+TRANSFER = "transfer.json"
 
 
 def tokens_of_equal_parameters(spec: MixtureSpec) -> int:
@@ -50,35 +51,31 @@ def alone_settings(config: dict[str, Value], task: str, num_tokens: int) -> dict
 
 
 def prompt_transfer_gain(
-    run: Path, num_processes: int, on_task: Callable[[str, int, int], None] = lambda task, done, count: None
+    run: Path,
+    output: Path,
+    num_processes: int,
+    on_task: Callable[[int, int], None] = lambda done, count: None,
 ) -> dict[str, Any]:
     """Train a prompt on each task of a finished run alone; write and return the gain of every task, and the mean.
 
-    What is done of an interrupted call is not done again. `on_task(task, done, count)` is called after each. Raises
-    ValueError where the run is not finished, RuntimeError when a training fails.
+    The trainings lie in `output`, where those of an interrupted call, or of another run that differs in nothing that
+    they depend on, are not done again. `on_task(done, count)` is called after each. Raises ValueError where the run is
+    damaged, RuntimeError where it has no result or a training fails.
     """
     joint = read_result(run)
     saved = read_mixture(run)
     config = json.loads((run / CONFIG).read_text())
     num_tokens = tokens_of_equal_parameters(saved.spec)
     rows = joint["tasks"]
-    output = run / ALONE
     with sole_use(output):
-        runs: dict[str, Run] = {}
-        for row in rows:
-            # Not words: one word of the gate's settings would be refused as void for one expert.
-            preset = output / f"{len(runs)}.toml"
-            settings = alone_settings(config, row["task"], num_tokens)
-            preset.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-            runs[row["task"]] = Run((str(preset),), output / str(len(runs)))
-        task_of = {single: task for task, single in runs.items()}
+        runs = {row["task"]: _run_alone(output, row["task"], config, num_tokens) for row in rows}
 
         def ended(single: Run, reason: str | None) -> None:
             if reason is not None:
-                raise RuntimeError(f"the prompt of task {task_of[single]!r} could not be trained: {reason}")
-            on_task(task_of[single], sum(one.is_done() for one in task_of), len(rows))
+                raise RuntimeError(f"a prompt could not be trained alone ({single.directory}): {reason}")
+            on_task(sum(one.is_done() for one in runs.values()), len(runs))
 
-        run_all(list(task_of), num_processes, ended)
+        run_all(list(runs.values()), num_processes, ended)
     gains = []
     for row in rows:
         (alone,) = read_result(runs[row["task"]].directory)["tasks"]
@@ -103,6 +100,15 @@ def prompt_transfer_gain(
     }
     (run / TRANSFER).write_text(json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _run_alone(output: Path, task: str, config: dict[str, Value], num_tokens: int) -> Run:
+    directory = output / quote(task, safe=" ")
+    # A file, not words: a word for the gate would be refused as void for one expert.
+    preset = output / f"{directory.name}.toml"
+    settings = alone_settings(config, task, num_tokens)
+    preset.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    return Run((str(preset),), directory)
 
 
 def transfer_table(found: dict[str, Any]) -> Table:
