@@ -102,7 +102,11 @@ def _start(run: Run, errors: Path) -> subprocess.Popen[bytes]:
 def _reason(process: subprocess.Popen[bytes], errors: Path) -> str:
     """Return the last line that a failed run said of errors."""
     lines = [line.strip() for line in errors.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"it ended with exit code {process.returncode} and said nothing"
+    return (
+        lines[-1].removeprefix("failed: ")
+        if lines
+        else f"it ended with exit code {process.returncode} and said nothing"
+    )
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

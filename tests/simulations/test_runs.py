@@ -103,7 +103,7 @@ def test_a_directory_that_holds_no_run_is_not_removed(fake_runs: FakeRuns, tmp_p
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("sys.exit('a warning\\nfailed: the disk is full\\n\\n')", "failed: the disk is full"),
+        ("sys.exit('a warning\\nfailed: the disk is full\\n\\n')", "the disk is full"),
         ("sys.exit(7)", "it ended with exit code 7 and said nothing"),
         ("sys.exit('x' * 200_000 + '\\nlast')", "last"),  # more than a pipe holds
     ],
@@ -174,6 +174,6 @@ def test_presets_are_compared_at_their_best_rate_by_the_validation_split(
 
 def test_a_comparison_with_a_failed_run_ends_with_its_reason(fake_runs: FakeRuns, tmp_path: Path) -> None:
     fake_runs.code["mixture-rate0.1-seed0-validation"] = "sys.exit('failed: no power')"
-    with pytest.raises(RuntimeError, match=r"mixture-rate0\.1-seed0-validation failed: failed: no power"):
+    with pytest.raises(RuntimeError, match=r"mixture-rate0\.1-seed0-validation failed: no power"):
         compare(["mixture"], [0.1], [0, 1], tmp_path, [], 2)
     assert len(fake_runs.started) == 2

@@ -110,7 +110,7 @@ def test_a_failed_run_is_named_the_others_go_on_and_the_same_command_tries_it_ag
     words = [*SMALL, "--over", "temperature=1,2", "--seeds", "0,1", "--output", "out", "--processes", "1"]
     assert sweep(*words) == 1
     shown = capsys.readouterr().out
-    assert "temperature=1,seed=0: failed: failed: [red]no power[/red]\n" in shown
+    assert "temperature=1,seed=0: failed: [red]no power[/red]\n" in shown
     assert "| 1 | 2.000 |  | 2.000 to 2.000 | 1 of 2 |" in shown
     assert "1 of 4 runs failed: the same command tries them again" in shown
     assert len(fake_runs.started) == 4
