@@ -15,11 +15,13 @@ from urllib.parse import quote
 
 from rich.table import Table
 
-from common.config import Value
+from common.backbone_source import distribution_root
+from common.config import Value, default_run_config
 from common.mixture_file import read_mixture
 from common.mixture_spec import MixtureSpec, num_parameters
 from server.run_directory import CONFIG, VERSIONS
 from simulations.runs import Run, run_all, sole_use
+from simulations.settings import GATE_KEYS
 from simulations.simulate import read_result
 
 TRANSFER = "transfer.json"
@@ -33,21 +35,27 @@ def tokens_of_equal_parameters(spec: MixtureSpec) -> int:
 
 def alone_settings(config: dict[str, Value], task: str, num_tokens: int) -> dict[str, Value]:
     """Return the settings of the run that trains a prompt on one task, from those of the joint run."""
-    return config | {
-        "name": "alone",
-        "tasks": task,
-        "num-clients": 1,
-        "client-fraction": 1.0,
-        "centralised": False,
-        "partition": "by-task",
-        "num-experts": 1,
-        "tokens-per-expert": num_tokens,
-        "shared-expert": False,
-        "top-k": 0,
-        "task-weights": "size",
-        "prompt-init": "random",
-        "run-directory": "",
-    }
+    defaults = default_run_config(distribution_root())
+    # Where nothing depends on a key its default stands, so that runs which differ there share the training.
+    return (
+        config
+        | {key: defaults[key] for key in (*GATE_KEYS, "task-weight-learning-rate", "dirichlet-alpha")}
+        | {
+            "name": "alone",
+            "tasks": task,
+            "num-clients": 1,
+            "client-fraction": 1.0,
+            "centralised": False,
+            "partition": "by-task",
+            "num-experts": 1,
+            "tokens-per-expert": num_tokens,
+            "shared-expert": False,
+            "top-k": 0,
+            "task-weights": "size",
+            "prompt-init": "random",
+            "run-directory": "",
+        }
+    )
 
 
 def prompt_transfer_gain(
