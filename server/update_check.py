@@ -40,10 +40,17 @@ def check_update(update: TrainReply, spec: MixtureSpec) -> None:
     gated = update.usage[: spec.num_gated].sum() if spec.has_gate else update.usage.mean()
     if abs(gated / update.num_examples - 1) > USAGE_TOLERANCE:
         raise ValueError(f"usage sums to {gated:g}, expected num-examples, {update.num_examples}")
+    if spec.shared_expert and abs(update.usage[-1] / update.num_examples - 1) > USAGE_TOLERANCE:
+        raise ValueError(
+            f"usage of the shared expert is {update.usage[-1]:g}, expected num-examples, {update.num_examples}"
+        )
     if update.task_examples.shape != (len(spec.tasks),):
         raise ValueError(f"task-examples has shape {list(update.task_examples.shape)}, expected [{len(spec.tasks)}]")
     if not np.isfinite(update.task_examples).all() or (update.task_examples < 0).any():
         raise ValueError("task-examples holds values that are negative or not finite")
+    of_tasks = update.task_examples.sum()
+    if of_tasks > update.num_examples:
+        raise ValueError(f"task-examples sums to {of_tasks:g}, expected num-examples, {update.num_examples}, at most")
     if not np.isfinite(update.loss):
         raise ValueError(f"loss is {update.loss}")
     if not np.isfinite(update.gate_entropy):

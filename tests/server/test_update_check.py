@@ -79,3 +79,61 @@ def test_a_wrong_figure_is_rejected_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         check_update(replace(update, **changes), spec)  # type: ignore[arg-type]
+
+
+# --- Tasks, and the shared expert ---
+
+TASKS = ("a", "b", "c")
+
+
+def update_of(spec: MixtureSpec, usage: list[float], task_examples: list[float]) -> TrainReply:
+    arrays = initial_arrays(spec, np.random.default_rng(0))
+    trained = {name: arrays[name] for name in spec.trainable()}
+    return TrainReply(trained, 1.5, 8, np.array(usage), 0.5, np.array(task_examples))
+
+
+@pytest.mark.parametrize("task_examples", [[8.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+def test_examples_of_tasks_that_can_be_pass(spec: MixtureSpec, task_examples: list[float]) -> None:
+    """Fewer than all examples may be of tasks that the server knows by name."""
+    spec = replace(spec, gate="both", tasks=TASKS)
+    check_update(update_of(spec, [5.0, 3.0, 0.0], task_examples), spec)
+
+
+@pytest.mark.parametrize(
+    ("task_examples", "reason"),
+    [
+        ([8.0, 0.0], r"task-examples has shape \[2\], expected \[3\]"),
+        ([], r"task-examples has shape \[0\], expected \[3\]"),
+        ([9.0, -1.0, 0.0], "task-examples holds values that are negative or not finite"),
+        ([8.0, np.nan, 0.0], "task-examples holds values that are negative or not finite"),
+        ([8.0, 1.0, 0.0], "task-examples sums to 9, expected num-examples, 8, at most"),
+        ([1e30, 0.0, 0.0], "task-examples sums to 1e\\+30, expected num-examples, 8, at most"),
+    ],
+)
+def test_impossible_examples_of_tasks_are_rejected(spec: MixtureSpec, task_examples: list[float], reason: str) -> None:
+    spec = replace(spec, gate="both", tasks=TASKS)
+    with pytest.raises(ValueError, match=reason):
+        check_update(update_of(spec, [5.0, 3.0, 0.0], task_examples), spec)
+
+
+def test_examples_of_tasks_that_nobody_asked_for_are_rejected(update: TrainReply, spec: MixtureSpec) -> None:
+    with pytest.raises(ValueError, match=r"task-examples has shape \[1\], expected \[0\]"):
+        check_update(replace(update, task_examples=np.ones(1)), spec)
+
+
+def test_the_shared_expert_is_used_by_every_example(spec: MixtureSpec) -> None:
+    spec = replace(spec, shared_expert=True)
+    check_update(update_of(spec, [5.0, 3.0, 8.0], []), spec)
+    for usage, reason in (
+        ([5.0, 2.0, 8.0], "usage sums to 7, expected num-examples, 8"),
+        ([4.0, 2.0, 2.0], "usage sums to 6, expected num-examples, 8"),
+        ([5.0, 3.0, 0.0], "usage of the shared expert is 0, expected num-examples, 8"),
+        ([5.0, 3.0, 1e30], "usage of the shared expert is 1e\\+30, expected num-examples, 8"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            check_update(update_of(spec, usage, []), spec)
+
+
+def test_a_prompt_form_of_another_kind_is_rejected(update: TrainReply, spec: MixtureSpec) -> None:
+    with pytest.raises(ValueError, match=r"array pool\.hidden is missing"):
+        check_update(update, replace(spec, form="hidden"))
