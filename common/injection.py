@@ -108,7 +108,8 @@ class PromptedBackbone:
             if hidden is None
             else entering(self.backbone.model, self.mixture.spec.injection_layer, hidden)
         )
-        with start, self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on) as passed:
+        # Reading first: prompts of the form hidden go through the layers on their own.
+        with self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on) as passed, start:
             logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
             assert passed.log_weights is not None
             return logits, passed.log_weights

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from tiny import CPU, LAYERS, VOCAB, batch_of, byte_tokenizer, tiny_backbone, tiny_llama
+from tiny import CPU, LAYERS, VOCAB, batch_of, byte_tokenizer, tiny_backbone, tiny_llama, tiny_prompted
 
 from common.backbone import Backbone
-from common.decoder import decoder_layers, forward, hidden_at, injection_layer, probe_kv_shapes
+from common.decoder import decoder_layers, entering, forward, hidden_at, injection_layer, probe_kv_shapes
 
 
 def test_hidden_at_equals_output_hidden_states_and_runs_no_further():
@@ -39,6 +39,65 @@ def test_the_middle_is_the_default_injection_layer():
 
 def test_the_probe_reads_key_value_shapes_from_the_layer_on():
     assert probe_kv_shapes(tiny_backbone(), 1) == dict.fromkeys([1, 2, 3], (2, 16, 16))
+
+
+# --- Passes that begin at a layer ---
+
+
+CHANGES = [
+    {},
+    {"form": "hidden"},
+    {"positions": "answer"},
+    {"form": "hidden", "positions": "answer"},
+    {"gate": "both", "tasks": ("shout", "turn")},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("layer", [0, 2, LAYERS - 1])
+def test_cached_hidden_states_equal_fresh_ones_to_the_bit(changes, layer):
+    prompted, batch = tiny_prompted(layer=layer, **changes), batch_of()
+    cached = hidden_at(prompted.backbone, layer, batch.input_ids, batch.attention_mask)
+    results, gradients = [], []
+    for hidden in (None, cached):
+        prompted.mixture.zero_grad()
+        logits, log_weights = prompted.logits(batch, hidden)
+        logits.square().mean().backward()
+        results.append((logits, log_weights))
+        gradients.append([p.grad.clone() for p in prompted.mixture.parameters() if p.grad is not None])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert gradients[0] and all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_a_pass_that_begins_at_a_layer_runs_none_below_and_leaves_them_as_they_were():
+    backbone, batch, ran = tiny_backbone(), batch_of(), []
+    inputs = (backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
+    expected = forward(*inputs)
+    for index, layer in enumerate(backbone.model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    with entering(backbone.model, 2, hidden_at(backbone, 2, batch.input_ids, batch.attention_mask)):
+        ran.clear()
+        assert torch.equal(forward(*inputs), expected)
+        assert ran == [2, 3]
+    ran.clear()
+    assert torch.equal(forward(*inputs), expected)
+    assert ran == [0, 1, 2, 3]
+    for layer in backbone.model.model.layers:
+        assert "forward" not in layer.__dict__ and not layer._forward_pre_hooks
+
+
+def test_other_hidden_states_give_other_logits():
+    prompted, batch = tiny_prompted(), batch_of()
+    cached = hidden_at(prompted.backbone, 2, batch.input_ids, batch.attention_mask)
+    assert not torch.allclose(prompted.logits(batch, cached.flip(0))[0], prompted.logits(batch)[0], atol=0.1)
+
+
+def test_a_pass_that_fails_leaves_the_layers_as_they_were():
+    backbone, batch = tiny_backbone(), batch_of()
+    hidden = hidden_at(backbone, 2, batch.input_ids, batch.attention_mask)
+    with pytest.raises(ZeroDivisionError), entering(backbone.model, 2, hidden):
+        1 / 0  # noqa: B018
+    assert all("forward" not in layer.__dict__ for layer in backbone.model.model.layers)
 
 
 # --- Backbones that do not fit ---
