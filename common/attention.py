@@ -67,7 +67,9 @@ def attend_with_prompts(
     prompt_logits = torch.einsum("bkgsd,nkd->bkgsn", grouped, pool_keys) * scaling
     if softcap is not None:
         text_logits, prompt_logits = (torch.tanh(logits / softcap) * softcap for logits in (text_logits, prompt_logits))
-    text_logits = text_logits.masked_fill(~visible[:, :, None], torch.finfo(text_logits.dtype).min)
+    # Finite in the softmax's float32 too: a padded query that sees no prompts has nothing else.
+    lowest = max(torch.finfo(text_logits.dtype).min, torch.finfo(torch.float32).min)
+    text_logits = text_logits.masked_fill(~visible[:, :, None], lowest)
     bias = log_weights.repeat_interleave(prompt_keys.shape[1], dim=1)[:, None, None, None, :]
     if sees_prompts is not None:
         bias = bias.masked_fill(~sees_prompts[:, None, None, :, None], -torch.inf)
