@@ -30,7 +30,8 @@ class SavedMixture:
 
 def weights_bytes(arrays: Arrays) -> bytes:
     """Write arrays as safetensors under peft's names."""
-    written: bytes = save({PREFIX + name: array for name, array in arrays.items()})
+    # safetensors writes an array's memory as it lies, whatever its order.
+    written: bytes = save({PREFIX + name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return written
 
 
