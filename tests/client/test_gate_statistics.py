@@ -6,7 +6,7 @@ import torch
 from tiny import HIDDEN, examples, tiny_backbone, tiny_llama, tokenized
 
 from client import gate_statistics
-from client.gate_statistics import features, gate_inputs, second_moments, sums_by_task
+from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
 
 
 def inputs_by_loop(texts, layer):
@@ -59,3 +59,30 @@ def test_moments_of_clients_add_up():
     whole = second_moments(features(inputs, mean, scale, np.eye(4)))
     parts = [second_moments(features(part, mean, scale, np.eye(4))) for part in (inputs[:2], inputs[2:])]
     np.testing.assert_allclose(parts[0] + parts[1], whole, rtol=1e-5, atol=1e-6)  # float32
+
+
+# --- Clusters ---
+
+
+def test_sums_by_cluster_equal_a_loop():
+    rng = np.random.default_rng(0)
+    inputs, centres = rng.normal(size=(11, 3)), rng.normal(size=(4, 3)).astype(np.float32)
+    centres[2] = 100.0  # nearest to none
+    counts, sums, inertia = np.zeros(4), np.zeros((4, 3)), 0.0
+    for x in inputs:
+        distances = [float(((x - centre.astype(np.float64)) ** 2).sum()) for centre in centres]
+        nearest = distances.index(min(distances))
+        counts[nearest] += 1
+        sums[nearest] += x
+        inertia += min(distances)
+    reply = sums_by_cluster(inputs, centres)
+    assert reply.counts.tolist() == counts.tolist()
+    assert counts[2] == 0
+    np.testing.assert_allclose(reply.sums, sums, rtol=1e-12)
+    assert reply.inertia == pytest.approx(inertia, rel=1e-12)
+
+
+def test_of_centres_alike_the_first_is_taken():
+    reply = sums_by_cluster(np.ones((3, 2)), np.ones((2, 2), dtype=np.float32))
+    assert reply.counts.tolist() == [3, 0]
+    assert reply.inertia == 0

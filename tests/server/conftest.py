@@ -10,19 +10,24 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from client.gate_statistics import sums_by_cluster
 from common.backbone_source import distribution_root
 from common.config import Config, default_run_config, read_config
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire import (
+    CLUSTERS,
     MOMENTS,
     PREPARE,
+    VOCABULARY,
     EvaluateReply,
     PrepareReply,
     TrainReply,
+    pack_cluster_reply,
     pack_evaluate_reply,
     pack_moments,
+    pack_pool,
     pack_prepare_reply,
     pack_train_reply,
     read_instruction,
@@ -40,8 +45,8 @@ USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by exp
 class FakeClients:
     """A ClientApp that adds client + 1 to all it is sent and scores a perplexity of exp(client + 1).
 
-    `misbehaviour[client, phase]` (prepare, moments, train or evaluate) gets the right reply and returns what is sent
-    in its place, or raises.
+    `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, train or evaluate) gets the right reply and
+    returns what is sent in its place, or raises.
     """
 
     def __init__(self) -> None:
@@ -50,6 +55,8 @@ class FakeClients:
         self.misbehaviour: dict[tuple[int, str], Callable[[Any], Any]] = {}
         self.app.query(PREPARE)(self._prepare)
         self.app.query(MOMENTS)(self._moments)
+        self.app.query(CLUSTERS)(self._clusters)
+        self.app.query(VOCABULARY)(self._vocabulary)
         self.app.train()(self._train)
         self.app.evaluate()(self._evaluate)
 
@@ -78,11 +85,20 @@ class FakeClients:
 
     def _moments(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        statistics = read_instruction(message.content).arrays
-        inputs = _gate_inputs(client).reshape(-1, SPEC.hidden_size)
-        inputs = (inputs - statistics["gate.mean"]) / statistics["gate.scale"]
+        inputs = _standardised(client, read_instruction(message.content).arrays)
         reply = (inputs.T @ inputs).astype(np.float32)
         return Message(self._answer("moments", 0, client, reply, pack_moments), reply_to=message)
+
+    def _clusters(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        sent = read_instruction(message.content).arrays
+        reply = sums_by_cluster(_standardised(client, sent), sent["centres"])
+        return Message(self._answer("clusters", 0, client, reply, pack_cluster_reply), reply_to=message)
+
+    def _vocabulary(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        reply = {name: np.full(shape, 7.0, np.float32) for name, shape in SPEC.pool().items()}
+        return Message(self._answer("vocabulary", 0, client, reply, pack_pool), reply_to=message)
 
     def _train(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
@@ -91,6 +107,11 @@ class FakeClients:
         trained = {name: sent.arrays[name] + np.float32(client + 1) for name in SPEC.trainable()}
         reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, np.array(USAGE[client % 3]), 0.5)
         return Message(self._answer("train", sent.server_round, client, reply, pack_train_reply), reply_to=message)
+
+    @staticmethod
+    def gate_inputs(client: int) -> NDArray[np.float64]:
+        """Return a client's inputs of the gate, `[tasks, examples, hidden]`."""
+        return _gate_inputs(client)
 
     @staticmethod
     def evaluation(client: int) -> EvaluateReply:
@@ -114,6 +135,12 @@ def _gate_inputs(client: int) -> NDArray[np.float64]:
     inputs[0, :, client % 3] += 6.0
     inputs[1, :, 3] += 6.0
     return inputs
+
+
+def _standardised(client: int, sent: Arrays) -> NDArray[np.float64]:
+    inputs = _gate_inputs(client).reshape(-1, SPEC.hidden_size)
+    standardised: NDArray[np.float64] = (inputs - sent["gate.mean"]) / sent["gate.scale"]
+    return standardised
 
 
 def _check_shapes(arrays: Arrays) -> None:

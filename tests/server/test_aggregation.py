@@ -1,10 +1,12 @@
 """The merged mixture is the mean of the updates, expert by expert, weighted by use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from common.mixture_arrays import Arrays
-from common.mixture_spec import MixtureSpec, is_expertwise
+from common.mixture_spec import MixtureSpec, is_expertwise, is_taskwise
 from common.wire import TrainReply
 from server.aggregation import UsageWeightedMean
 
@@ -122,3 +124,75 @@ def test_usage_is_the_mass_of_all_updates(updates: list[TrainReply]) -> None:
 def test_the_mean_of_equal_updates_is_that_update(spec: MixtureSpec) -> None:
     same = [update(spec, 1, 4, usage) for usage in ([4.0, 0.0, 0.0], [1.0, 1.0, 2.0])]
     assert_same(merge(values(spec, 0), same), values(spec, 0) | same[0].arrays)
+
+
+# --- Rows of tasks, and the shared expert ---
+
+TASKS = ("a", "b", "c", "d")
+
+
+@pytest.fixture
+def with_tasks(spec: MixtureSpec) -> MixtureSpec:
+    return replace(spec, gate="both", task_embedding_size=3, tasks=TASKS, learned_task_weights=True, shared_expert=True)
+
+
+@pytest.fixture
+def by_task(with_tasks: MixtureSpec) -> list[TrainReply]:
+    """Build updates of three clients: a is held by one, b by two, c by all, d by nobody."""
+    return [
+        replace(update(with_tasks, 1, 8, [5.25, 2.75, 8.0]), task_examples=np.array([3.0, 0.0, 5.0, 0.0])),
+        replace(update(with_tasks, 2, 24, [0.125, 23.875, 24.0]), task_examples=np.array([0.0, 7.0, 17.0, 0.0])),
+        replace(update(with_tasks, 3, 5, [0.0, 5.0, 5.0]), task_examples=np.array([0.0, 4.0, 1.0, 0.0])),
+    ]
+
+
+TASKWISE = ("gate.task_embeddings", "task_log_variances")
+
+
+def test_rows_of_tasks_are_averaged_over_the_clients_that_hold_the_task(
+    with_tasks: MixtureSpec, by_task: list[TrainReply]
+) -> None:
+    assert {name for name in with_tasks.all() if is_taskwise(name)} == {*TASKWISE}
+    arrays = values(with_tasks, 0)
+    merged = merge(arrays, by_task)
+    for name in TASKWISE:
+        sent = [each.arrays[name].astype(np.float64) for each in by_task]
+        expected = [
+            sent[0][0],
+            (7 * sent[1][1] + 4 * sent[2][1]) / 11,
+            (5 * sent[0][2] + 17 * sent[1][2] + sent[2][2]) / 23,
+            arrays[name][3],  # nobody held it
+        ]
+        np.testing.assert_allclose(merged[name], np.array(expected), rtol=2**-22, err_msg=name)
+        np.testing.assert_array_equal(merged[name][3], arrays[name][3], err_msg=name)
+
+
+def test_the_shared_expert_counts_by_examples_and_the_gates_rows_by_their_expert(
+    with_tasks: MixtureSpec, by_task: list[TrainReply]
+) -> None:
+    merged = merge(values(with_tasks, 0), by_task)
+    usage = np.array([each.usage for each in by_task])
+    expertwise = [name for name in with_tasks.trainable() if is_expertwise(name)]
+    assert {"pool.keys.1", "gate.output.weight", "gate.output.bias", "gate.expert_keys"} <= {*expertwise}
+    for name in expertwise:
+        rows = 3 if name.startswith("pool.") else 2
+        assert merged[name].shape[0] == rows
+        for row in range(rows):
+            weighted = [
+                w * each.arrays[name][row].astype(np.float64) for w, each in zip(usage[:, row], by_task, strict=True)
+            ]
+            expected = np.sum(weighted, axis=0) / usage[:, row].sum()
+            np.testing.assert_allclose(merged[name][row], expected, rtol=2**-22, atol=1e-9, err_msg=name)
+
+
+def test_the_query_of_the_task_gate_counts_by_examples(with_tasks: MixtureSpec, by_task: list[TrainReply]) -> None:
+    merged = merge(values(with_tasks, 0), by_task)["gate.query.weight"]
+    weighted = [each.num_examples * each.arrays["gate.query.weight"].astype(np.float64) for each in by_task]
+    np.testing.assert_allclose(merged, np.sum(weighted, axis=0) / 37, rtol=2**-22, atol=1e-9)
+
+
+def test_a_client_without_a_task_does_not_pull_its_row(with_tasks: MixtureSpec, by_task: list[TrainReply]) -> None:
+    arrays = values(with_tasks, 0)
+    for name in TASKWISE:
+        whole, without = merge(arrays, by_task)[name], merge(arrays, by_task[:1])[name]
+        np.testing.assert_array_equal(whole[0], without[0], err_msg=name)

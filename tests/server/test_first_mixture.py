@@ -114,10 +114,11 @@ def test_one_expert_has_no_gate(clients: Any, config: Config, prepare: Callable[
     assert all(name.startswith("pool.") for name in arrays)
 
 
+@pytest.mark.parametrize("pretraining", ["task", "kmeans"])
 def test_the_first_mixture_depends_on_the_seed_alone(
-    run_config: Callable[..., dict[str, Any]], first: Callable[[Config], Arrays], spec: MixtureSpec
+    run_config: Callable[..., dict[str, Any]], first: Callable[[Config], Arrays], spec: MixtureSpec, pretraining: str
 ) -> None:
-    one, again, other = (first(read_config(run_config(seed=seed))) for seed in (1, 1, 2))
+    one, again, other = (first(read_config(run_config(seed=seed, gate_pretraining=pretraining))) for seed in (1, 1, 2))
     for name in spec.trainable():
         assert (one[name] == again[name]).all(), name
         assert (one[name] != other[name]).any(), name

@@ -1,0 +1,209 @@
+"""Prompts to start from: those of an earlier run, if they fit, and those that a client makes of its vocabulary."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import Config
+from common.mixture_arrays import Arrays, initial_arrays
+from common.mixture_file import CARD, WEIGHTS, card, weights_bytes
+from common.mixture_spec import GATE_STATISTICS, MixtureSpec
+from server.first_mixture import first_mixture, taken_over
+from server.preparation import Preparation, prepare_clients
+from server.run_directory import RunDirectory
+from simulations.inline import InlineGrid
+
+Saved = Callable[[MixtureSpec], Arrays]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    path = tmp_path / "earlier"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def save(earlier: Path) -> Saved:
+    """Return a function that saves a drawn mixture as an earlier run."""
+
+    def write(spec: MixtureSpec) -> Arrays:
+        arrays = {name: array + np.float32(0.25) for name, array in drawn(spec).items()}
+        (earlier / WEIGHTS).write_bytes(weights_bytes(arrays))
+        (earlier / CARD).write_text(json.dumps(card(spec, "tiny", "same", 3)))
+        return arrays
+
+    return write
+
+
+def drawn(spec: MixtureSpec) -> Arrays:
+    return initial_arrays(spec, np.random.default_rng(77))
+
+
+@pytest.fixture
+def going_on(config: Config, earlier: Path) -> Config:
+    return replace(config, prompt_init=str(earlier), gate_pretraining="none")
+
+
+@pytest.fixture
+def first(clients: Any, directory: RunDirectory) -> Callable[[Config, MixtureSpec], Arrays]:
+    grid = InlineGrid(clients.app, {}, 3)
+    prepared = prepare_clients(grid, grid.get_node_ids(), 60.0, directory)
+    return lambda config, spec: first_mixture(grid, config, spec, prepared)
+
+
+def test_a_run_that_goes_on_starts_with_the_saved_values(
+    save: Saved, going_on: Config, spec: MixtureSpec, first: Callable[[Config, MixtureSpec], Arrays]
+) -> None:
+    saved, arrays = save(spec), first(going_on, spec)
+    assert arrays.keys() == saved.keys()
+    for name, array in saved.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name, strict=True)
+
+
+def test_a_gate_that_is_pretrained_anew_is_not_taken_over(
+    save: Saved, going_on: Config, spec: MixtureSpec, first: Callable[[Config, MixtureSpec], Arrays]
+) -> None:
+    saved, arrays = save(spec), first(replace(going_on, gate_pretraining="task"), spec)
+    for name, array in saved.items():
+        assert (arrays[name] == array).all() == name.startswith("pool."), name
+    assert taken_over(replace(going_on, gate_pretraining="task"), spec, "same").keys() == spec.pool().keys()
+
+
+def test_one_expert_starts_all(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
+    saved, arrays = save(replace(spec, num_experts=1)), taken_over(going_on, spec, "same")
+    assert arrays.keys() == spec.pool().keys()
+    for name, shape in spec.pool().items():
+        assert arrays[name].shape == shape
+        for expert in arrays[name]:
+            np.testing.assert_array_equal(expert, saved[name][0], err_msg=name)
+
+
+def test_hidden_prompts_are_taken_over(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
+    spec = replace(spec, form="hidden")
+    saved = save(spec)
+    np.testing.assert_array_equal(taken_over(going_on, spec, "same")["pool.hidden"], saved["pool.hidden"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_experts": 2}, {"tokens_per_expert": 3}, {"form": "hidden"}, {"kv_shapes": {2: (1, 4, 4)}}],
+)
+def test_prompts_of_other_shapes_are_refused_in_one_line(
+    save: Saved, going_on: Config, spec: MixtureSpec, earlier: Path, changes: dict[str, Any]
+) -> None:
+    save(replace(spec, **changes))
+    with pytest.raises(ValueError) as error:
+        taken_over(going_on, spec, "same")
+    assert str(error.value) == (
+        f"the prompts of {earlier} have other shapes than this run's: give the same prompt-form, tokens-per-expert and "
+        "injection-layer, and as many experts or one"
+    )
+
+
+def test_prompts_of_another_backbone_are_refused(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
+    save(spec)
+    with pytest.raises(ValueError, match=r"fingerprint same, but the run's backbone 'skills' has other: choose the"):
+        taken_over(going_on, spec, "other")
+
+
+def test_a_damaged_run_is_refused(save: Saved, going_on: Config, spec: MixtureSpec, earlier: Path) -> None:
+    save(spec)
+    (earlier / WEIGHTS).write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"is no saved mixture, or damaged .*: choose another run"):
+        taken_over(going_on, spec, "same")
+
+
+# --- The gate of an earlier run ---
+
+TASKS = ("a", "b", "c")
+
+
+def test_a_task_keeps_its_embedding_by_its_name(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
+    old = replace(spec, gate="both", tasks=TASKS)
+    saved = save(old)
+    arrays = taken_over(going_on, replace(old, tasks=("0", "b", "c", "z")), "same")
+    embeddings, before = arrays["gate.task_embeddings"], saved["gate.task_embeddings"]
+    np.testing.assert_array_equal(embeddings[1:3], before[1:3])
+    for row in (0, 3):  # unknown to the earlier run
+        np.testing.assert_allclose(embeddings[row], before.mean(axis=0), rtol=1e-6)
+    others = {name for name in saved if name.startswith("gate.")} - {"gate.task_embeddings"}
+    assert others >= {*GATE_STATISTICS, "gate.expert_keys", "gate.query.weight", "gate.output.weight"}
+    for name in others:
+        np.testing.assert_array_equal(arrays[name], saved[name], err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"gate": "both", "tasks": TASKS}, {"gate_hidden_size": 9}])
+def test_a_gate_of_another_kind_or_size_is_left_and_the_log_says_so(
+    save: Saved, going_on: Config, spec: MixtureSpec, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    save(spec)
+    arrays = taken_over(going_on, replace(spec, **changes), "same")
+    assert arrays.keys() == spec.pool().keys()
+    assert "the gate of prompt-init is of another kind or size and is not taken over" in caplog.text
+
+
+# --- The vocabulary ---
+
+
+@pytest.fixture
+def prepared(clients: Any, directory: RunDirectory) -> Preparation:
+    grid = InlineGrid(clients.app, {}, 3)
+    return prepare_clients(grid, grid.get_node_ids(), 60.0, directory)
+
+
+@pytest.fixture
+def from_vocabulary(clients: Any, config: Config, spec: MixtureSpec, prepared: Preparation) -> Callable[[], Arrays]:
+    config = replace(config, prompt_init="vocabulary", gate_pretraining="none")
+    return lambda: first_mixture(InlineGrid(clients.app, {}, 3), config, spec, prepared)
+
+
+def asked_for_prompts(clients: Any) -> list[int]:
+    return [client for phase, _, client in clients.calls if phase == "vocabulary"]
+
+
+def test_one_client_is_asked_for_first_prompts(
+    clients: Any, from_vocabulary: Callable[[], Arrays], prepared: Preparation, spec: MixtureSpec
+) -> None:
+    before = prepared.bytes_up
+    arrays = from_vocabulary()
+    assert asked_for_prompts(clients) == [0]
+    assert prepared.bytes_up > before
+    assert arrays.keys() == spec.all().keys()
+    assert all((arrays[name] == 7.0).all() for name in spec.pool())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda _: 1 / 0, "division by zero"),
+        (lambda pool: {name: array[:1] for name, array in pool.items()}, "must be finite float32"),
+        (lambda pool: {name: array * np.nan for name, array in pool.items()}, "must be finite float32"),
+        (lambda pool: {name: array.astype(np.float64) for name, array in pool.items()}, "must be finite float32"),
+        (lambda pool: {}, "pool.keys.1"),
+    ],
+)
+def test_when_a_client_fails_the_next_is_asked(
+    clients: Any, from_vocabulary: Callable[[], Arrays], prepared: Preparation, spoil: Callable[[Any], Any], reason: str
+) -> None:
+    clients.misbehaviour[0, "vocabulary"] = spoil
+    arrays = from_vocabulary()
+    assert asked_for_prompts(clients) == [0, 1]
+    assert (arrays["pool.keys.1"] == 7.0).all()
+    assert [*prepared.failed["vocabulary"]] == [0]
+    assert reason in prepared.failed["vocabulary"][0]
+
+
+def test_prompts_that_nobody_sends_are_an_error_with_a_reason(
+    clients: Any, from_vocabulary: Callable[[], Arrays]
+) -> None:
+    for client in range(3):
+        clients.misbehaviour[client, "vocabulary"] = lambda _: 1 / 0
+    with pytest.raises(RuntimeError, match="no client sent prompts: division by zero"):
+        from_vocabulary()
+    assert asked_for_prompts(clients) == [0, 1, 2]
