@@ -1,11 +1,8 @@
 """The backbone: a frozen, quantized language model, loaded once per process."""
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 # It warns, at its import, that the optional package `kernels` is missing, which would repack 4-bit weights on a CPU,
@@ -25,11 +22,11 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
 )
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from common.attention import ATTENTION
 from common.backbone_source import locate
+from common.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,12 @@ def load_backbone(name: str, quantization: str, device: str) -> Backbone:
     `quantization` is none, nf4 or int8 (bitsandbytes; embedding and head stay as they are). Raises ValueError when the
     name or its family is unknown, when the family's attention cannot take prompts, or the device is missing.
     """
+    model, tokenizer, place = load_model(name, quantization, device)
+    return Backbone(model, tokenizer, fingerprint(locate(name), quantization), place)
+
+
+def load_model(name: str, quantization: str, device: str) -> tuple[Any, Any, torch.device]:
+    """Load and freeze a backbone's model that nothing else uses; return it, its tokenizer and where it is."""
     source, place = locate(name), resolve_device(device)
     dtype = compute_dtype(place)
     disable_progress_bar()
@@ -102,10 +105,14 @@ def load_backbone(name: str, quantization: str, device: str) -> Backbone:
         if error.args != (ATTENTION,):
             raise
         raise ValueError(no_interface_message(architecture.__name__)) from None
+    freeze(model.eval())
+    return model, tokenizer, place
+
+
+def freeze(model: nn.Module) -> None:
+    """Let nothing of a model be trained, and keep the gradients that pass through it exact."""
     model.requires_grad_(False)
-    model.eval()
     _keep_exact_gradients(model)
-    return Backbone(model, tokenizer, _fingerprint(source, quantization), place)
 
 
 def _architecture(source: str) -> type:
@@ -146,27 +153,3 @@ def _keep_exact_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def _fingerprint(source: str, quantization: str) -> str:
-    """Hash the files of weights, tokenizer and architecture as they are on disk, and the quantization's name.
-
-    Files rather than loaded tensors: two devices may round a quantized weight differently, and a quantized model of
-    several GB hashes slowly. Raises ValueError where there are no safetensors.
-    """
-    directory = Path(source)
-    if not directory.is_dir():
-        directory = Path(str(cached_file(source, "config.json"))).parent
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"backbone {source!r} has no *.safetensors: save it with save_pretrained, which writes them")
-    digest = hashlib.blake2b(quantization.encode(), digest_size=16)
-    architecture = json.loads((directory / "config.json").read_text())
-    for name in ("transformers_version", "_name_or_path"):  # who saved it and where, not what it is
-        architecture.pop(name, None)
-    digest.update(json.dumps(architecture, sort_keys=True).encode())
-    for path in [*weights, directory / "tokenizer.json"]:
-        if path.is_file():
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

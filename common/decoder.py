@@ -32,7 +32,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 @contextmanager
-def catching() -> Iterator[dict[nn.Module, Pairs]]:
+def catching(model: Any) -> Iterator[dict[nn.Module, Pairs]]:
     """Collect, by attention module, the keys and values `[batch, seq, kv_heads, size]` of the passes within."""
     caught: dict[nn.Module, Pairs] = {}
 
@@ -41,10 +41,26 @@ def catching() -> Iterator[dict[nn.Module, Pairs]]:
         return prompted_attention(module, query, key, value, *args, **kwargs)
 
     AttentionInterface.register(ATTENTION, catch)
+    plain = take_over_attention(model)
     try:
         yield caught
     finally:
         AttentionInterface.register(ATTENTION, prompted_attention)
+        give_back_attention(model, plain)
+
+
+def take_over_attention(model: Any) -> str:
+    """Let a model's attention be ours; return the name of the one that it had."""
+    plain: str = model.config._attn_implementation
+    if plain != ATTENTION:
+        model.set_attn_implementation(ATTENTION)
+    return plain
+
+
+def give_back_attention(model: Any, plain: str) -> None:
+    """Let a model's attention be what it was."""
+    if plain != ATTENTION:
+        model.set_attn_implementation(plain)
 
 
 @lru_cache(maxsize=1)
@@ -53,8 +69,7 @@ def attention_modules(model: Any) -> dict[int, tuple[nn.Module, KVShape]]:
 
     Raises ValueError when a layer's attention does not pass through transformers' attention interface.
     """
-    model.set_attn_implementation(ATTENTION)
-    with catching() as caught, torch.no_grad():
+    with catching(model) as caught, torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     found = {}
     for index, layer in enumerate(decoder_layers(model)):
@@ -165,7 +180,7 @@ def keys_and_values(
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
     positions = torch.arange(-length if rotary else 0, 0 if rotary else length, device=model.device)
     attentions = attention_modules(model)
-    with catching() as caught:
+    with catching(model) as caught:
         arguments = {"attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
         arguments |= {"input_ids": ids, "position_ids": positions.expand(ids.shape)}
         if hidden is None:

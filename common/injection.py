@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from common.attention import Pass, Place
 from common.backbone import Backbone
 from common.batches import Batch
-from common.decoder import attention_modules, decoder_layers, entering, forward, hidden_argument, keys_and_values
+from common.decoder import (
+    attention_modules,
+    decoder_layers,
+    entering,
+    forward,
+    give_back_attention,
+    hidden_argument,
+    keys_and_values,
+    take_over_attention,
+)
 from common.mixture import Mixture, mean_over_input
 
 
@@ -23,8 +32,9 @@ class Injection:
         self._current = Pass()
         self._input_mask: Tensor | None = None
         self._task_ids: Tensor | None = None
-        eager = model.config._attn_implementation == "eager"
         attentions = attention_modules(model)
+        self._plain_attention = take_over_attention(model)
+        eager = self._plain_attention == "eager"
         self._attentions = {layer: attentions[layer][0] for layer in mixture.spec.kv_shapes}
         for layer, module in self._attentions.items():
             module.__dict__["prompts"] = Place(layer, self._current, eager)
@@ -36,6 +46,7 @@ class Injection:
         self._hook.remove()
         for module in self._attentions.values():
             module.__dict__.pop("prompts", None)
+        give_back_attention(self.model, self._plain_attention)
 
     @contextmanager
     def reading(

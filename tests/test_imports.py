@@ -28,6 +28,7 @@ PLACES = {
         "common/backbone.py",
         "common/decoder.py",
         "common/injection.py",
+        "common/fingerprint.py",
         "common/tokenizer.py",
     ],
     "bitsandbytes": ["common/backbone.py"],
