@@ -32,7 +32,7 @@ PLACES = {
         "common/tokenizer.py",
     ],
     "bitsandbytes": ["common/backbone.py"],
-    "peft": ["benchmarks", "simulations"],
+    "peft": ["benchmarks", "simulations", "common/load_run.py", "common/peft_config.py", "common/peft_mixture.py"],
     "flwr": ["server", "client", "simulations", "common/wire.py"],
     "flwr_datasets": ["common/partition.py"],
     "datasets": ["common/partition.py"],
