@@ -78,23 +78,50 @@ def _read_jsonl(path: Path, limits: dict[Split, int]) -> tuple[Example, ...]:
 
 def _rows(path: Path) -> Iterator[Example]:
     splits: dict[str, Split] = {}
+    for where, row in read_objects(path):
+        example = _example(row, where)
+        if splits.setdefault(example.prompt, example.split) != example.split:
+            raise ValueError(
+                f"{where}: the same prompt stands in {splits[example.prompt]} and "
+                f"{example.split}: leave one out, or the evaluation leaks"
+            )
+        yield example
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSONL file, gzipped or not, each with where it stands: path and line.
+
+    Raises ValueError for a file that is no text and for a line that is no object; empty lines are skipped.
+    """
     number = 0
     try:
         with (
             gzip.open(path, "rt", encoding=ENCODING) if path.suffix == ".gz" else open(path, encoding=ENCODING) as file
         ):
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                example = _example(line, f"{path}, line {number}")
-                if splits.setdefault(example.prompt, example.split) != example.split:
-                    raise ValueError(
-                        f"{path}, line {number}: the same prompt stands in {splits[example.prompt]} and "
-                        f"{example.split}: leave one out, or the evaluation leaks"
-                    )
-                yield example
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield where, _object(line, where)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} cannot be read after line {number} ({error}): write UTF-8, whole if gzip") from None
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error.msg}): write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not an object: write one JSON object a line")
+    return row
+
+
+def prompt_fields(row: dict[str, Any], where: str) -> tuple[str, str]:
+    """Return a row's instruction and input. Raises ValueError unless one of them is there, and both are texts."""
+    instruction, text = ("" if row.get(key) is None else row[key] for key in ("instruction", "input"))
+    if not isinstance(instruction, str) or not isinstance(text, str) or not instruction + text:
+        raise ValueError(f"{where} has neither 'instruction' nor 'input': expected a text in one of them")
+    return instruction, text
 
 
 def _held_out_for_validation(examples: list[Example]) -> list[Example]:
@@ -109,19 +136,11 @@ def _held_out_for_validation(examples: list[Example]) -> list[Example]:
     ]
 
 
-def _example(line: str, where: str) -> Example:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error.msg}): write one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is not an object: write one JSON object a line")
+def _example(row: dict[str, Any], where: str) -> Example:
     for key in ("task", "output"):
         if not isinstance(row.get(key), str) or not row[key]:
             raise ValueError(f"{where} has no {key!r}: expected a text")
-    instruction, text = ("" if row.get(key) is None else row[key] for key in ("instruction", "input"))
-    if not isinstance(instruction, str) or not isinstance(text, str) or not instruction + text:
-        raise ValueError(f"{where} has neither 'instruction' nor 'input': expected a text in one of them")
+    instruction, text = prompt_fields(row, where)
     example = Example(
         split="train",
         task=row["task"],

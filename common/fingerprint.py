@@ -1,11 +1,9 @@
-"""A backbone's fingerprint: a hash of its files. Imports no torch."""
+"""A backbone's fingerprint: a hash of its files. Imports no torch, nor transformers but for a hub id."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
-
-from transformers.utils import cached_file
 
 
 def fingerprint(source: str, quantization: str) -> str:
@@ -16,6 +14,8 @@ def fingerprint(source: str, quantization: str) -> str:
     """
     directory = Path(source)
     if not directory.is_dir():
+        from transformers.utils import cached_file  # takes a second, which only hub ids need
+
         directory = Path(str(cached_file(source, "config.json"))).parent
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:

@@ -15,6 +15,7 @@ from common.config import Config, kebab
 from common.mixture_arrays import Arrays
 from common.mixture_file import CARD, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
+from common.saved_run import CONFIG
 from common.wire import TrainReply
 
 # A child of Flower's logger, so that `flwr run --stream` shows it.
@@ -22,7 +23,7 @@ logger = logging.getLogger("flwr.fedmops")
 
 VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "flwr-datasets", "numpy")
 
-CONFIG, VERSIONS, RESULT = "config.json", "versions.json", "result.json"
+VERSIONS, RESULT = "versions.json", "result.json"
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from common.mixture_file import CARD, spec_of_fields
 from common.mixture_spec import num_parameters
-from server.run_directory import CONFIG, ROUNDS
+from common.saved_run import CONFIG
+from server.run_directory import ROUNDS
 from simulations.simulate import read_result
 
 # Figures of a round that are the result's, or that are summed up over the rounds.

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.run_directory import CONFIG, RESULT
+from common.saved_run import CONFIG
+from server.run_directory import RESULT
 from simulations.settings import resolve
 
 POLL_SECONDS = 0.1

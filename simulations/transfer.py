@@ -19,7 +19,8 @@ from common.backbone_source import distribution_root
 from common.config import Value, default_run_config
 from common.mixture_file import read_mixture
 from common.mixture_spec import MixtureSpec, num_parameters
-from server.run_directory import CONFIG, VERSIONS
+from common.saved_run import CONFIG
+from server.run_directory import VERSIONS
 from simulations.runs import Run, run_all, sole_use
 from simulations.settings import GATE_KEYS
 from simulations.simulate import read_result

@@ -27,7 +27,6 @@ PLACES = {
         "common/attention.py",
         "common/backbone.py",
         "common/decoder.py",
-        "common/injection.py",
         "common/fingerprint.py",
         "common/tokenizer.py",
     ],

@@ -28,7 +28,7 @@ from common.batches import IGNORED, Batch, collate
 from common.fingerprint import fingerprint
 from common.injection import PromptedBackbone
 from common.mixture_file import CARD, WEIGHTS, card, read_mixture, weights_bytes
-from common.peft_mixture import MixtureConfig
+from common.peft_config import MixtureConfig
 
 # peft 0.21.2 asks transformers 5.23 by a name that goes in version 6.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
