@@ -1,5 +1,6 @@
 """What a run did to every client, as a table."""
 
+import math
 from typing import Any
 
 from rich.markup import escape
@@ -30,6 +31,15 @@ def result_table(result: dict[str, Any]) -> Table:
         *_before_and_after(result["backbone_perplexity"], result["perplexity"]),
     )
     return table
+
+
+def gate_line(last_round: dict[str, Any]) -> str:
+    """Say in one line whether the gate tells tasks apart, from the last line of a run's rounds.jsonl."""
+    return (
+        f"gate: {last_round['task_expert_information']:.2f} nats of information between task and expert, at most "
+        f"{math.log(len(last_round['expert_use'])):.2f}; entropy {last_round['gate_entropy']:.2f}; "
+        f"the least used expert has {last_round['smallest_expert_use']:.1%} of the weight"
+    )
 
 
 def _before_and_after(before: float, after: float | None) -> tuple[str, str, str]:

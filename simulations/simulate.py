@@ -14,8 +14,8 @@ from rich.console import Console
 from common.backbone_source import distribution_root
 from common.config import RANDOM, VOCABULARY, Config, Value, read_config
 from common.mixture_file import read_mixture
-from server.run_directory import METRICS, RESULT, new_run_directory
-from simulations.report import result_table
+from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
+from simulations.report import gate_line, result_table
 from simulations.settings import resolve
 from simulations.view import RunView
 
@@ -69,6 +69,8 @@ def simulate(
         raise
     result = read_result(directory)
     console.print(result_table(result))
+    if config.num_experts > 1:
+        console.print(gate_line(json.loads((directory / ROUNDS).read_text().splitlines()[-1])), soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
     return directory
 

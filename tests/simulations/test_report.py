@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from simulations.report import result_table
+from simulations.report import gate_line, result_table
 
 RESULT = {
     "clients": [
@@ -51,3 +51,12 @@ def test_many_tasks_are_counted_and_not_named() -> None:
     client = {"client": 0, "tasks": [*"abcdefg"], "num_examples": 7, "backbone_perplexity": 8.0}
     table = result_table({"clients": [client], "backbone_perplexity": 8.0, "perplexity": 8.0})
     assert next(iter(table.columns[1].cells)) == "7 tasks"
+
+
+def test_the_gates_line_sets_information_beside_its_bound() -> None:
+    use = [0.5, 0.25, 0.125, 0.125]
+    line = {"expert_use": use, "smallest_expert_use": 0.125, "task_expert_information": 1.0, "gate_entropy": 0.25}
+    assert gate_line(line) == (
+        "gate: 1.00 nats of information between task and expert, at most 1.39; entropy 0.25; "
+        "the least used expert has 12.5% of the weight"
+    )
