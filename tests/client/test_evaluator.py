@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from tiny import CPU, byte_tokenizer, examples, mixture_for, tiny_backbone, tiny_llama, tokenized
+from tiny import CPU, byte_tokenizer, examples, mixture_for, tiny_backbone, tiny_llama, tiny_prompted, tokenized
 
 from client import evaluator
 from client.evaluator import evaluate
@@ -87,3 +88,20 @@ def test_evaluation_leaves_no_graph():
     evaluate(prompted, some, tokenized(some))
     assert all(parameter.grad is None for parameter in prompted.mixture.parameters())
     assert byte_tokenizer().pad_token_id == 2
+
+
+def test_expert_use_is_the_mean_of_the_weights_by_task():
+    some = examples(7)
+    texts = tokenized(some)
+    prompted = tiny_prompted(num_experts=4, shared_expert=True, gate="both", tasks=("shout", "turn"))
+    use = evaluate(prompted, some, texts).expert_use
+    assert list(use) == sorted({example.task for example in some})
+    for task, weights in use.items():
+        alone = [
+            prompted.logits(collate([text], 2, CPU))[1][0].exp().detach().double().numpy()
+            for example, text in zip(some, texts, strict=True)
+            if example.task == task
+        ]
+        np.testing.assert_allclose(weights, np.mean(alone, axis=0), rtol=1e-4)  # float32, other padding
+        assert weights[-1] == 1.0
+        assert weights[:-1].sum() == pytest.approx(1.0, rel=1e-6)

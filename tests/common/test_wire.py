@@ -11,18 +11,26 @@ from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
 from common.perplexity import AnswerScore
 from common.wire import (
+    ClusterReply,
+    EvaluateReply,
     PrepareReply,
     TrainReply,
     instruction,
     message_bytes,
     pack_arrays,
+    pack_cluster_reply,
+    pack_evaluate_reply,
     pack_moments,
+    pack_pool,
     pack_prepare_reply,
     pack_scores,
     pack_train_reply,
     read_instruction,
     unpack_arrays,
+    unpack_cluster_reply,
+    unpack_evaluate_reply,
     unpack_moments,
+    unpack_pool,
     unpack_prepare_reply,
     unpack_scores,
     unpack_train_reply,
@@ -34,7 +42,27 @@ SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
 
 
 def train_reply():
-    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75)
+    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75, np.array([39.0, 1.0]))
+
+
+def evaluate_reply():
+    return EvaluateReply(SCORES, {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])})
+
+
+def cluster_reply():
+    return ClusterReply(np.array([3.0, 0.0]), np.arange(6.0).reshape(2, 3) / 7, 1.5)
+
+
+def read_use(content):
+    return unpack_evaluate_reply(content, 3)
+
+
+def read_clusters(content):
+    return unpack_cluster_reply(content, 2, 3)
+
+
+def read_pool(content):
+    return unpack_pool(content, SPEC.pool())
 
 
 def prepare_reply():
@@ -70,6 +98,7 @@ def test_a_train_reply_comes_out_as_it_went_in():
     reply, expected = unpack_train_reply(pack_train_reply(train_reply())), train_reply()
     assert_same_arrays(reply.arrays, expected.arrays)
     assert np.array_equal(reply.usage, expected.usage)
+    assert np.array_equal(reply.task_examples, expected.task_examples)
     assert (reply.loss, reply.num_examples, reply.gate_entropy) == (1.25, 40, 0.75)
 
 
@@ -89,6 +118,27 @@ def test_moments_come_out_as_they_went_in():
     moments = np.arange(9, dtype=np.float32).reshape(3, 3)
     got = unpack_moments(pack_moments(moments))
     assert got.dtype == np.float64 and np.array_equal(got, moments)
+
+
+def test_an_evaluate_reply_comes_out_as_it_went_in():
+    reply, expected = read_use(pack_evaluate_reply(evaluate_reply())), evaluate_reply()
+    assert reply.scores == SCORES
+    assert reply.expert_use.keys() == SCORES.keys()
+    for task, weights in expected.expert_use.items():  # by name, though scores stand in another order
+        np.testing.assert_array_equal(reply.expert_use[task], weights, strict=True)
+
+
+def test_a_cluster_reply_comes_out_as_it_went_in():
+    reply, expected = read_clusters(pack_cluster_reply(cluster_reply())), cluster_reply()
+    np.testing.assert_array_equal(reply.counts, expected.counts, strict=True)
+    np.testing.assert_array_equal(reply.sums, expected.sums, strict=True)
+    assert reply.inertia == 1.5
+
+
+def test_a_pool_comes_out_as_it_went_in():
+    pool = {name: ARRAYS[name] for name in SPEC.pool()}
+    assert_same_arrays(read_pool(pack_pool(pool)), pool)
+    assert_same_arrays(read_pool(pack_pool(ARRAYS)), pool)  # what else is sent is left
 
 
 # --- Size ---
@@ -161,6 +211,9 @@ def broken_contents(content):
     [
         (unpack_train_reply, pack_train_reply(train_reply())),
         (unpack_scores, pack_scores(SCORES)),
+        (read_use, pack_evaluate_reply(evaluate_reply())),
+        (read_clusters, pack_cluster_reply(cluster_reply())),
+        (read_pool, pack_pool(ARRAYS)),
         (unpack_prepare_reply, pack_prepare_reply(prepare_reply())),
         (unpack_moments, pack_moments(np.eye(2, dtype=np.float32))),
     ],
@@ -179,7 +232,18 @@ def test_a_malformed_reply_raises_only_what_the_server_catches(unpack, content):
     assert escaped == []
 
 
-@pytest.mark.parametrize("unpack", [unpack_train_reply, unpack_scores, unpack_prepare_reply, unpack_moments])
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        unpack_train_reply,
+        unpack_scores,
+        unpack_prepare_reply,
+        unpack_moments,
+        read_use,
+        read_clusters,
+        read_pool,
+    ],
+)
 def test_an_empty_reply_is_a_key_error(unpack):
     with pytest.raises(KeyError):
         unpack(RecordDict())
@@ -222,3 +286,43 @@ def test_arrays_of_a_foreign_kind_are_refused():
 def test_moments_that_are_no_finite_square_are_refused(bad):
     with pytest.raises(ValueError, match="the moments are not a finite square matrix"):
         unpack_moments(pack_moments(bad))
+
+
+EVEN = np.full((2, 3), 1 / 3)
+
+
+@pytest.mark.parametrize("bad", [EVEN[:1], EVEN[:, :2], EVEN[0], -EVEN, EVEN * np.nan, EVEN * np.inf])
+def test_expert_use_that_cannot_be_is_refused(bad):
+    content = pack_evaluate_reply(evaluate_reply())
+    content["gate"] = ArrayRecord({"expert-use": Array(bad)})
+    with pytest.raises(ValueError, match=r"expert-use must be finite, not negative and \[2, 3\], got"):
+        read_use(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "reason"),
+    [
+        ("counts", np.ones(3), r"counts must be finite and \[2\], got \[3\]"),
+        ("counts", np.array([1.0, -1.0]), "counts and inertia must not be negative"),
+        ("counts", np.array([1.0, np.nan]), r"counts must be finite and \[2\]"),
+        ("sums", np.ones((3, 2)), r"sums must be finite and \[2, 3\], got \[3, 2\]"),
+        ("sums", np.full((2, 3), np.inf), r"sums must be finite and \[2, 3\]"),
+        ("inertia", np.array(-1.0), "counts and inertia must not be negative"),
+        ("inertia", np.array([1.0]), r"inertia must be finite and \[\], got \[1\]"),
+        ("inertia", np.array(np.nan), r"inertia must be finite and \[\]"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused(name, bad, reason):
+    content = pack_cluster_reply(cluster_reply())
+    content["statistics"] = ArrayRecord({**content.array_records["statistics"], name: Array(bad)})
+    with pytest.raises(ValueError, match=reason):
+        read_clusters(content)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a[:2], lambda a: a.astype(np.float64), lambda a: a * np.float32(np.nan), lambda a: a[None]]
+)
+def test_first_prompts_that_do_not_fit_are_refused(change):
+    pool = ARRAYS | {"pool.values.3": change(ARRAYS["pool.values.3"])}
+    with pytest.raises(ValueError, match=r"array pool\.values\.3 must be finite float32 \[3, 4, 2, 7\], got"):
+        read_pool(pack_pool(pool))
