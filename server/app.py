@@ -103,10 +103,16 @@ def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> 
 
 
 def result_by_task(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> list[dict[str, Any]]:
-    """Set every task's perplexity over all clients beside the backbone's, with the experts' mean weights."""
+    """Set every task's perplexity over all clients beside the backbone's, with the experts' mean weights.
+
+    A client counts for the tasks that it scored both times.
+    """
     rows = []
-    for task, mass in use_by_task(last.values()).items():
-        holders = [client for client, reply in last.items() if task in reply.scores]
+    for task in sorted({task for reply in last.values() for task in reply.scores}):
+        holders = [client for client, reply in last.items() if task in reply.scores and task in replies[client].scores]
+        if not holders:
+            continue
+        mass = use_by_task(last[client] for client in holders)[task]
         before = total(replies[client].scores[task] for client in holders)
         after = total(last[client].scores[task] for client in holders)
         rows.append(

@@ -18,7 +18,7 @@ from server.aggregation import UsageWeightedMean
 from server.exchange import Exchanged, exchange
 from server.expert_use import share_of_experts, task_expert_information, use_by_task
 from server.run_directory import RunDirectory
-from server.update_check import check_update
+from server.update_check import check_evaluate_reply, check_update
 
 log = logging.getLogger("flwr.fedmops")
 
@@ -125,13 +125,19 @@ class MixtureStrategy:
         self, grid: Grid, server_round: int, arrays: Arrays, directory: RunDirectory
     ) -> Exchanged[EvaluateReply]:
         """Have all clients evaluate the merged mixture; return their scores and expert use by task."""
+
+        def read(content: RecordDict) -> EvaluateReply:
+            reply = unpack_evaluate_reply(content, self.spec.num_experts)
+            check_evaluate_reply(reply, self.spec)
+            return reply
+
         exchanged = exchange(
             grid,
             MessageType.EVALUATE,
             instruction(server_round, arrays, self.spec.tasks),
             self.nodes,
             self.timeout_seconds,
-            lambda content: unpack_evaluate_reply(content, self.spec.num_experts),
+            read,
             lambda client, reply: directory.add_scores(server_round, "mixture", client, reply.scores),
         )
         if not exchanged.replies:

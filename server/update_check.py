@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.mixture_spec import MixtureSpec
-from common.wire import PrepareReply, TrainReply
+from common.wire import EvaluateReply, PrepareReply, TrainReply
 
 # Mass that rounding may add to or take from the sum of an update's expert use.
 USAGE_TOLERANCE = 1e-3
@@ -55,6 +55,15 @@ def check_update(update: TrainReply, spec: MixtureSpec) -> None:
         raise ValueError(f"loss is {update.loss}")
     if not np.isfinite(update.gate_entropy):
         raise ValueError(f"gate-entropy is {update.gate_entropy}")
+
+
+def check_evaluate_reply(reply: EvaluateReply, spec: MixtureSpec) -> None:
+    """Raise ValueError, naming the task, unless the experts' mean weights are what a gate gives."""
+    for task, weights in reply.expert_use.items():
+        gated, shared = weights[: spec.num_gated], weights[spec.num_gated :]
+        too_large = weights.max() > 1 + USAGE_TOLERANCE
+        if too_large or abs(gated.sum() - 1) > USAGE_TOLERANCE or (shared < 1 - USAGE_TOLERANCE).any():
+            raise ValueError(f"expert-use of task {task!r} is {weights.tolist()}, expected weights that sum to 1")
 
 
 def check_prepare_reply(reply: PrepareReply) -> None:

@@ -15,7 +15,7 @@ from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import WEIGHTS, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import message_bytes, pack_evaluate_reply, pack_prepare_reply, pack_train_reply
+from common.wire import EvaluateReply, message_bytes, pack_evaluate_reply, pack_prepare_reply, pack_train_reply
 from server import exchange as exchange_module
 from server.app import app as server_app
 from server.run_directory import METRICS, RESULT, ROUNDS, RunDirectory
@@ -225,6 +225,17 @@ def with_nan(reply: Any) -> Any:
     return replace(reply, arrays=reply.arrays | {"pool.keys.1": reply.arrays["pool.keys.1"] * np.float32(np.nan)})
 
 
+def with_use(reply: Any, use: Any) -> RecordDict:
+    content = pack_evaluate_reply(reply)
+    content["gate"] = ArrayRecord({"expert-use": Array(use)})
+    return content
+
+
+def of_another_task(reply: Any) -> Any:
+    """Score a task that the client did not name before round 1."""
+    return EvaluateReply({"new": reply.scores["task 0"]}, {"new": reply.expert_use["task 0"]})
+
+
 EMPTY = Array(dtype="float32", shape=(3, 2, 2, 4), stype="numpy.ndarray", data=b"")
 HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "raises": ("train", lambda _: 1 / 0),
@@ -242,6 +253,13 @@ HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "nll is far below 0": ("evaluate", with_score(nll=-1e9)),
     "no characters": ("evaluate", with_score(num_characters=0)),
     "num-tokens is inf": ("evaluate", with_score(num_tokens=math.inf)),
+    "expert-use is NaN": ("evaluate", lambda reply: with_use(reply, np.full((1, 3), math.nan))),
+    "expert-use is negative": ("evaluate", lambda reply: with_use(reply, np.array([[2.0, -1.0, 0.0]]))),
+    "expert-use has another shape": ("evaluate", lambda reply: with_use(reply, np.ones((2, 3)))),
+    "expert-use is no number": ("evaluate", lambda reply: with_use(reply, np.array([["a", "b", "c"]]))),
+    "expert-use is all 0": ("evaluate", lambda reply: with_use(reply, np.zeros((1, 3)))),
+    "expert-use is huge": ("evaluate", lambda reply: with_use(reply, np.full((1, 3), 1e308))),
+    "task-examples are of no task": ("train", with_metrics(**{"task-examples": [1.0]})),
     "raises in prepare": ("prepare", lambda _: 1 / 0),
     "statistics are NaN": ("prepare", with_prepared(sums=np.full((2, 5), math.nan))),
     "statistics have another shape": ("prepare", with_prepared(sums=np.zeros((2, 4)))),
@@ -272,6 +290,15 @@ def test_no_client_can_end_the_run_or_spoil_the_mixture(
     if phase in ("train", "evaluate"):
         for figures in lines(tmp_path / "run" / ROUNDS)[1:]:
             assert list(figures["failed"][phase]) == ["0"]
+
+
+def test_a_task_that_a_client_did_not_name_before_is_in_no_result(
+    clients: Any, run_config: RunConfig, tmp_path: Path
+) -> None:
+    clients.misbehaviour[0, "evaluate"] = of_another_task
+    run_inline(server_app, clients.app, run_config(), 3)
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert [row["task"] for row in result["tasks"]] == ["task 1", "task 2"]
 
 
 def test_a_failing_client_is_named_with_its_reason_in_directory_and_log(

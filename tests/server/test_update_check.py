@@ -7,8 +7,9 @@ import pytest
 
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
-from common.wire import TrainReply
-from server.update_check import check_update
+from common.perplexity import AnswerScore
+from common.wire import EvaluateReply, TrainReply
+from server.update_check import check_evaluate_reply, check_update
 
 
 @pytest.fixture
@@ -137,3 +138,29 @@ def test_the_shared_expert_is_used_by_every_example(spec: MixtureSpec) -> None:
 def test_a_prompt_form_of_another_kind_is_rejected(update: TrainReply, spec: MixtureSpec) -> None:
     with pytest.raises(ValueError, match=r"array pool\.hidden is missing"):
         check_update(update, replace(spec, form="hidden"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "passes"),
+    [
+        ({}, [0.5, 0.25, 0.25], True),
+        ({}, [0.5, 0.25, 0.25 + 1e-6], True),
+        ({}, [0.5, 0.25, 1.0], False),
+        ({}, [0.0, 0.0, 0.0], False),
+        ({}, [1e308, 1e308, 1e308], False),
+        ({"shared_expert": True}, [0.5, 0.5, 1.0], True),
+        ({"shared_expert": True}, [0.5, 0.25, 0.25], False),
+        ({"shared_expert": True}, [0.5, 0.5, 7.0], False),
+        ({"num_experts": 1}, [1.0], True),
+        ({"num_experts": 1}, [0.5], False),
+    ],
+)
+def test_the_mean_weights_of_an_evaluation_are_those_that_a_gate_gives(
+    spec: MixtureSpec, changes: dict[str, int], weights: list[float], passes: bool
+) -> None:
+    reply = EvaluateReply({"a": AnswerScore(1.0, 1, 1, 1)}, {"a": np.array(weights)})
+    if passes:
+        check_evaluate_reply(reply, replace(spec, **changes))  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=r"expert-use of task 'a' is .*, expected weights that sum to 1"):
+        check_evaluate_reply(reply, replace(spec, **changes))  # type: ignore[arg-type]
