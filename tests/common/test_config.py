@@ -72,7 +72,20 @@ def test_a_config_is_frozen():
         ({"partition": "iid"}, "partition must be one of by-task, dirichlet, got 'iid'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"eval_split": "train"}, "eval-split must be one of validation, test, got 'train'"),
+        ({"prompt_form": "soft"}, "prompt-form must be one of kv, hidden, got 'soft'"),
+        ({"prompt_positions": "input"}, "prompt-positions must be one of all, answer, got 'input'"),
+        ({"gate": "none"}, "gate must be one of input, task, both, got 'none'"),
+        ({"gate_pretraining": "tasks"}, "gate-pretraining must be one of task, domain, kmeans, none, got 'tasks'"),
+        ({"task_weights": "even"}, "task-weights must be one of uniform, size, learned, got 'even'"),
+        # Experts
+        ({"task_embedding_size": 0}, "task-embedding-size must be at least 1, got 0"),
+        ({"task_weight_learning_rate": -1}, "task-weight-learning-rate must be at least 0, got -1"),
+        ({"top_k": -1}, "top-k must be at least 0, got -1"),
+        ({"top_k": 9}, "top-k must be at most 8, the experts that the gate weighs, got 9"),
+        ({"top_k": 8, "shared_expert": True}, "top-k must be at most 7, the experts that the gate weighs, got 8"),
+        ({"num_experts": 2, "shared_expert": True}, "num-experts must be at least 3 with a shared expert, got 2"),
         # Names and places
+        ({"prompt_init": "runs/none"}, "prompt-init must be random, vocabulary or the directory of a run, got 'runs/"),
         ({"name": ""}, "name must be letters, digits, '-', '_' or '.', got ''"),
         ({"name": "a/b"}, "name must be letters, digits, '-', '_' or '.', got 'a/b'"),
         ({"data": "none.jsonl"}, "data 'none.jsonl' is neither 'skills' nor a file: give the path of a JSONL file"),
@@ -112,3 +125,31 @@ def test_an_unknown_key_suggests_the_near_one(key, message):
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match=r"batch-size is missing from the run's configuration: pyproject.toml holds"):
         read_config({key: value for key, value in DEFAULTS.items() if key != "batch-size"})
+
+
+SHAPES = {1: (1, 2, 2)}
+
+
+def test_the_mixtures_spec_is_as_configured():
+    config = read(prompt_form="hidden", prompt_positions="answer", shared_expert=True, temperature=0.5, top_k=3)
+    spec = config.mixture_spec(16, SHAPES, {"b", "a"})
+    assert (spec.form, spec.positions, spec.shared_expert) == ("hidden", "answer", True)
+    assert (spec.temperature, spec.top_k, spec.task_embedding_size, spec.gate_hidden_size) == (0.5, 3, 16, 64)
+    assert (spec.hidden_size, spec.kv_shapes, spec.num_experts, spec.tokens_per_expert) == (16, SHAPES, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks"),
+    [
+        ({}, ()),
+        ({"gate": "task"}, ("a", "b")),
+        ({"gate": "both"}, ("a", "b")),
+        ({"task_weights": "learned"}, ("a", "b")),
+        ({"gate": "both", "num_experts": 1}, ()),
+        ({"task_weights": "learned", "num_experts": 1}, ("a", "b")),
+    ],
+)
+def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks):
+    spec = read(**changes).mixture_spec(16, SHAPES, {"b", "a"})
+    assert spec.tasks == tasks
+    assert spec.learned_task_weights == (changes.get("task_weights") == "learned")

@@ -2,10 +2,11 @@
 
 import gzip
 import json
+from itertools import pairwise
 
 import pytest
 
-from common.data import load_examples
+from common.data import choose_tasks, load_examples
 from common.example import Example
 
 
@@ -143,3 +144,55 @@ def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode())
     load_examples.cache_clear()
     assert [example.task for example in load_examples(str(path), 1, 1, "test", 0)] == ["sum"]
+
+
+# --- The tasks of a run ---
+
+KNOWN = ["add", "age", "city", "double", "first", "last", "vowels"]
+
+
+def test_all_tasks_are_the_default():
+    assert choose_tasks("all", KNOWN, 0) == {*KNOWN}
+
+
+def test_of_two_numbers_of_tasks_the_larger_one_holds_the_smaller_ones():
+    chosen = [choose_tasks(str(number), KNOWN, 3) for number in range(1, 8)]
+    assert [len(tasks) for tasks in chosen] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(smaller < larger for smaller, larger in pairwise(chosen))
+    assert chosen[-1] == {*KNOWN}
+
+
+def test_the_seed_draws_the_tasks():
+    assert choose_tasks("3", KNOWN, 1) == choose_tasks("3", KNOWN, 1)
+    assert len({frozenset(choose_tasks("3", KNOWN, seed)) for seed in range(20)}) > 5
+
+
+def test_tasks_may_be_named():
+    assert choose_tasks("city", KNOWN, 0) == {"city"}
+    assert choose_tasks(" add, vowels,add", KNOWN, 0) == {"add", "vowels"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("frst,add", "tasks: the data has no task 'frst': did you mean first"),
+        ("zebra", "tasks: the data has no task 'zebra': expected some of add, age, city, double, first, last, vowels"),
+        ("add,", "tasks: the data has no task ''"),
+        ("", "tasks: the data has no task ''"),
+        ("0", "tasks must be a number from 1 to 7, the tasks of the data, got 0"),
+        ("8", "tasks must be a number from 1 to 7, the tasks of the data, got 8"),
+        ("-1", "tasks: the data has no task '-1'"),
+    ],
+)
+def test_tasks_that_are_not_there_are_an_error_in_one_line(wanted, message):
+    with pytest.raises(ValueError) as error:
+        choose_tasks(wanted, KNOWN, 0)
+    assert str(error.value).startswith(message)
+
+
+def test_examples_are_of_the_chosen_tasks_alone():
+    load_examples.cache_clear()
+    everything = load_examples("skills", 3, 2, "test", 0)
+    chosen = load_examples("skills", 3, 2, "test", 0, "add,city")
+    assert chosen == tuple(example for example in everything if example.task in ("add", "city"))
+    assert len(chosen) == 2 * (3 + 2)

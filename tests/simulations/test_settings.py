@@ -105,6 +105,14 @@ def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, rea
         (["seed=[1, 2]"], r"the command line: seed must be one value, got \[1, 2\]"),
         (["seed=2026-01-01"], "the command line: seed must be one value"),
         (["dirichlet-alpha=0.1"], "dirichlet-alpha has no effect on partition=by-task"),
+        (
+            ["task-weight-learning-rate=0.1"],
+            "task-weight-learning-rate has no effect on task-weights=size: add task-weights=learned or leave it out",
+        ),
+        (["task-embedding-size=4"], "task-embedding-size has no effect on gate=input: add gate=both or leave it out"),
+        (["client-fraction=0.5", "centralised=true"], "client-fraction has no effect on centralised training: leave"),
+        (["num-experts=1", "gate=task"], "gate has no effect on one expert"),
+        (["one-group", "top-k=1"], "top-k has no effect on one expert"),
         (["one-group", "temperature=0.5"], "temperature has no effect on one expert, which has no gate"),
         (["num-experts=1", "balance-weight=0", "gate-pretraining=none"], "balance-weight has no effect on one expert"),
     ],
@@ -126,3 +134,17 @@ def test_a_wrong_word_is_an_error_that_names_it(words: list[str], reason: str) -
 def test_a_wrong_file_is_an_error_that_names_it(toml: Callable[[str], str], text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         resolve([toml(text)])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dirichlet-alpha=0.1", "partition=dirichlet"],
+        ["task-weight-learning-rate=0.1", "task-weights=learned"],
+        ["task-embedding-size=4", "gate=task"],
+        ["task-embedding-size=4", "gate=both"],
+        ["centralised=true"],
+    ],
+)
+def test_a_key_that_has_an_effect_is_taken(words: list[str]) -> None:
+    read_config(resolve(words))
