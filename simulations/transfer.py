@@ -6,6 +6,7 @@ client made, and all clients' examples of t. The prompt transfer gain is the mea
 transfer. The word is dynamic prompt fusion's (arXiv 2509.18113), the formula ours.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,13 +79,15 @@ def prompt_transfer_gain(
     rows = joint["tasks"]
     with sole_use(output):
         runs = {row["task"]: _run_alone(output, row["task"], config, num_tokens) for row in rows}
+        missing = [run for run in runs.values() if not run.is_done()]
+        done = itertools.count(len(runs) - len(missing) + 1)
 
         def ended(single: Run, reason: str | None) -> None:
             if reason is not None:
                 raise RuntimeError(f"a prompt could not be trained alone ({single.directory}): {reason}")
-            on_task(sum(one.is_done() for one in runs.values()), len(runs))
+            on_task(next(done), len(runs))
 
-        run_all(list(runs.values()), num_processes, ended)
+        run_all(missing, num_processes, ended)
     gains = []
     for row in rows:
         (alone,) = read_result(runs[row["task"]].directory)["tasks"]

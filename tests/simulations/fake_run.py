@@ -47,4 +47,5 @@ rest = {"temperature": 1.0, "top_k": 0, "tasks": [], "learned_task_weights": Fal
 write("adapter_config.json", sizes | kinds | rest)
 (directory / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
 exec(code)
-write("result.json", {"clients": clients, "backbone_perplexity": 8.0, "perplexity": perplexity})
+task = {"task": settings["tasks"], "num_examples": 10, "backbone_perplexity": 8.0, "perplexity": perplexity}
+write("result.json", {"clients": clients, "backbone_perplexity": 8.0, "perplexity": perplexity, "tasks": [task]})
