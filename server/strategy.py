@@ -61,6 +61,7 @@ class MixtureStrategy:
             last = evaluated.replies
             clients = [total(reply.scores.values()) for reply in last.values()]
             use = use_by_task(last.values())
+            gated = {task: mass[: self.spec.num_gated] for task, mass in use.items()}
             figures = {
                 "round": server_round,
                 "loss": float(np.mean([update.loss for update in trained.replies.values()])),
@@ -74,7 +75,7 @@ class MixtureStrategy:
                 "seconds": time.monotonic() - started,
                 "expert_use": share_of_experts(use).tolist(),
                 "smallest_expert_use": float(share_of_experts(use).min()),
-                "task_expert_information": task_expert_information(use),
+                "task_expert_information": task_expert_information(gated),
                 "gate_entropy": float(np.mean([update.gate_entropy for update in trained.replies.values()])),
             }
             directory.add_round(figures)

@@ -161,6 +161,20 @@ def test_every_kind_of_run_is_deterministic_and_trains_all_that_it_sends(
         assert figures["failed"] == {"train": {}, "evaluate": {}}
 
 
+def test_what_the_gate_tells_of_tasks_leaves_the_shared_expert_out(run_config: RunConfig) -> None:
+    directory = run(run_config(num_experts=4, shared_expert=True, num_rounds=1))
+    tasks = json.loads((directory / "result.json").read_text())["tasks"]
+    mass = np.array([np.array(row["expert_use"][:3]) * row["num_examples"] for row in tasks])
+    mass /= mass.sum()
+    independent = np.outer(mass.sum(axis=1), mass.sum(axis=0))
+    expected = (mass * np.log(mass / independent)).sum()
+    assert expected > 0.1
+    (figures,) = lines(directory / "rounds.jsonl")[1:]
+    assert figures["task_expert_information"] == pytest.approx(expected, rel=1e-9)
+    # Of all mass a half is the shared expert's.
+    assert figures["expert_use"] == pytest.approx([*mass.sum(axis=0) / 2, 0.5])
+
+
 def test_a_run_may_go_on_from_another(run_config: RunConfig, tmp_path: Path) -> None:
     first = run(run_config(run_directory=str(tmp_path / "1"), gate="both"))
     app = Listening()
