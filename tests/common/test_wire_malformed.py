@@ -1,0 +1,220 @@
+"""Malformed messages raise what the server catches, and say what was expected."""
+
+import io
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec
+from common.perplexity import AnswerScore
+from common.wire import (
+    ClusterReply,
+    EvaluateReply,
+    PrepareReply,
+    TrainReply,
+    pack_cluster_reply,
+    pack_evaluate_reply,
+    pack_moments,
+    pack_pool,
+    pack_prepare_reply,
+    pack_scores,
+    pack_train_reply,
+    unpack_arrays,
+    unpack_cluster_reply,
+    unpack_evaluate_reply,
+    unpack_moments,
+    unpack_pool,
+    unpack_prepare_reply,
+    unpack_scores,
+    unpack_train_reply,
+)
+
+SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
+ARRAYS = initial_arrays(SPEC, np.random.default_rng(0))
+SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
+
+
+def train_reply():
+    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75, np.array([39.0, 1.0]))
+
+
+def evaluate_reply():
+    return EvaluateReply(SCORES, {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])})
+
+
+def cluster_reply():
+    return ClusterReply(np.array([3.0, 0.0]), np.arange(6.0).reshape(2, 3) / 7, 1.5)
+
+
+def read_use(content):
+    return unpack_evaluate_reply(content, 3)
+
+
+def read_clusters(content):
+    return unpack_cluster_reply(content, 2, 3)
+
+
+def read_pool(content):
+    return unpack_pool(content, SPEC.pool())
+
+
+def prepare_reply():
+    counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
+    kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
+    return PrepareReply(5, "abc", 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
+
+
+def without(record, key):
+    return type(record)({name: value for name, value in record.items() if name != key})
+
+
+def array_claiming(shape):
+    """Build an array whose bytes claim a shape that they do not have."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return Array("float32", shape, "numpy.ndarray", file.getvalue())
+
+
+def broken_contents(content):
+    """Yield the content with each record and each key left out, then with each value replaced by another kind."""
+    for name, record in content.items():
+        yield RecordDict({other: content[other] for other in content if other != name})
+        for key in record:
+            yield RecordDict({**content, name: without(record, key)})
+            if isinstance(record, MetricRecord):
+                others = [1, 1.5, float("nan"), float("inf"), [], [1], [0.5, float("inf")], [float("nan")] * 2]
+            elif isinstance(record, ConfigRecord):
+                others = ["x", b"x", True, -1, float("inf"), [], ["x"], [1], [1, 2], [1.5, float("inf")], [b"x"]]
+            else:
+                others = [
+                    Array("float32", (1,), "numpy.ndarray", data)
+                    for data in (b"", b"garbage", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}")
+                ]
+                others += [Array("float32", (1,), "torch.Tensor", b"x"), Array(np.zeros((0,)))]
+                others += [array_claiming((3,)), array_claiming((10**13,)), array_claiming((10**30,))]
+            for value in others:
+                yield RecordDict({**content, name: type(record)({**record, key: value})})
+
+
+@pytest.mark.parametrize(
+    ("unpack", "content"),
+    [
+        (unpack_train_reply, pack_train_reply(train_reply())),
+        (unpack_scores, pack_scores(SCORES)),
+        (read_use, pack_evaluate_reply(evaluate_reply())),
+        (read_clusters, pack_cluster_reply(cluster_reply())),
+        (read_pool, pack_pool(ARRAYS)),
+        (unpack_prepare_reply, pack_prepare_reply(prepare_reply())),
+        (unpack_moments, pack_moments(np.eye(2, dtype=np.float32))),
+    ],
+)
+def test_a_malformed_reply_raises_only_what_the_server_catches(unpack, content):
+    num_broken, escaped = 0, []
+    for broken in broken_contents(content):
+        num_broken += 1
+        try:
+            unpack(broken)
+        except (KeyError, TypeError, ValueError):
+            pass
+        except Exception as error:
+            escaped.append(f"{type(error).__name__}: {error}")
+    assert num_broken > 8
+    assert escaped == []
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        unpack_train_reply,
+        unpack_scores,
+        unpack_prepare_reply,
+        unpack_moments,
+        read_use,
+        read_clusters,
+        read_pool,
+    ],
+)
+def test_an_empty_reply_is_a_key_error(unpack):
+    with pytest.raises(KeyError):
+        unpack(RecordDict())
+
+
+def test_wrong_kinds_are_refused():
+    content = pack_scores(SCORES)
+    impossible = {
+        "nll": ([1.0], [-1.0, 0.0], [float("nan"), 0.0], [0.0, float("inf")]),
+        "num-tokens": ([0, 1], [1, -1]),
+        "num-characters": ([0, 1], [-1, 1]),
+        "num-examples": ([0, 1], [-1, 1]),
+    }
+    for key, values in ((key, values) for key, several in impossible.items() for values in several):
+        metrics = MetricRecord({**content["scores"], key: values})
+        with pytest.raises(ValueError):
+            unpack_scores(RecordDict({**content, "scores": metrics}))
+    content["tasks"] = ConfigRecord({"names": "ab"})
+    with pytest.raises(TypeError, match="expected a list of texts, got 'ab'"):
+        unpack_scores(content)
+    content = pack_train_reply(train_reply())
+    content["metrics"] = MetricRecord({**content["metrics"], "loss": [1.0]})
+    with pytest.raises(TypeError, match=r"expected a number, got \[1.0\]"):
+        unpack_train_reply(content)
+
+
+def test_no_scores_are_refused():
+    empty = MetricRecord({"nll": [], "num-tokens": [], "num-characters": [], "num-examples": []})
+    with pytest.raises(ValueError, match="there are no scores"):
+        unpack_scores(RecordDict({"tasks": ConfigRecord({"names": []}), "scores": empty}))
+
+
+def test_arrays_of_a_foreign_kind_are_refused():
+    record = ArrayRecord({"x": Array("float32", (1,), "torch.Tensor", b"x")})
+    with pytest.raises((TypeError, ValueError), match=r"torch\.Tensor"):
+        unpack_arrays(record)
+
+
+@pytest.mark.parametrize("bad", [np.ones(4), np.ones((2, 3)), np.full((2, 2), np.inf)])
+def test_moments_that_are_no_finite_square_are_refused(bad):
+    with pytest.raises(ValueError, match="the moments are not a finite square matrix"):
+        unpack_moments(pack_moments(bad))
+
+
+EVEN = np.full((2, 3), 1 / 3)
+
+
+@pytest.mark.parametrize("bad", [EVEN[:1], EVEN[:, :2], EVEN[0], -EVEN, EVEN * np.nan, EVEN * np.inf])
+def test_expert_use_that_cannot_be_is_refused(bad):
+    content = pack_evaluate_reply(evaluate_reply())
+    content["gate"] = ArrayRecord({"expert-use": Array(bad)})
+    with pytest.raises(ValueError, match=r"expert-use must be finite, not negative and \[2, 3\], got"):
+        read_use(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "reason"),
+    [
+        ("counts", np.ones(3), r"counts must be finite and \[2\], got \[3\]"),
+        ("counts", np.array([1.0, -1.0]), "counts and inertia must not be negative"),
+        ("counts", np.array([1.0, np.nan]), r"counts must be finite and \[2\]"),
+        ("sums", np.ones((3, 2)), r"sums must be finite and \[2, 3\], got \[3, 2\]"),
+        ("sums", np.full((2, 3), np.inf), r"sums must be finite and \[2, 3\]"),
+        ("inertia", np.array(-1.0), "counts and inertia must not be negative"),
+        ("inertia", np.array([1.0]), r"inertia must be finite and \[\], got \[1\]"),
+        ("inertia", np.array(np.nan), r"inertia must be finite and \[\]"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused(name, bad, reason):
+    content = pack_cluster_reply(cluster_reply())
+    content["statistics"] = ArrayRecord({**content.array_records["statistics"], name: Array(bad)})
+    with pytest.raises(ValueError, match=reason):
+        read_clusters(content)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a[:2], lambda a: a.astype(np.float64), lambda a: a * np.float32(np.nan), lambda a: a[None]]
+)
+def test_first_prompts_that_do_not_fit_are_refused(change):
+    pool = ARRAYS | {"pool.values.3": change(ARRAYS["pool.values.3"])}
+    with pytest.raises(ValueError, match=r"array pool\.values\.3 must be finite float32 \[3, 4, 2, 7\], got"):
+        read_pool(pack_pool(pool))
