@@ -150,6 +150,6 @@ def test_the_mixtures_spec_is_as_configured():
     ],
 )
 def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks):
-    spec = read(**changes).mixture_spec(16, SHAPES, {"b", "a"})
+    spec = read(**changes).mixture_spec(16, SHAPES, ["b", "a"])
     assert spec.tasks == tasks
     assert spec.learned_task_weights == (changes.get("task_weights") == "learned")
