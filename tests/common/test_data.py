@@ -156,10 +156,11 @@ def test_all_tasks_are_the_default():
 
 
 def test_of_two_numbers_of_tasks_the_larger_one_holds_the_smaller_ones():
-    chosen = [choose_tasks(str(number), KNOWN, 3) for number in range(1, 8)]
-    assert [len(tasks) for tasks in chosen] == [1, 2, 3, 4, 5, 6, 7]
-    assert all(smaller < larger for smaller, larger in pairwise(chosen))
-    assert chosen[-1] == {*KNOWN}
+    for known in (KNOWN, [f"task {number}" for number in range(150)]):  # Python draws from few as it does not from many
+        chosen = [choose_tasks(str(number), known, 3) for number in range(1, len(known) + 1)]
+        assert [len(tasks) for tasks in chosen] == [*range(1, len(known) + 1)]
+        assert all(smaller < larger for smaller, larger in pairwise(chosen))
+        assert chosen[-1] == {*known}
 
 
 def test_the_seed_draws_the_tasks():
