@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,20 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from common.config import QUANTIZATIONS
+from common.saved_run import read_run
+from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.pretraining.options import Device, Options, Precision
+from simulations.questions import one_question, read_questions
 from simulations.simulate import Engine, simulate
 from simulations.sweep import EvalSplit, sweep
+
+
+class Quantization(StrEnum):
+    """The choices of the key `quantization`."""
+
+    NONE, NF4, INT8 = QUANTIZATIONS
+
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -85,6 +97,47 @@ def transfer(
             lambda done, count: progress.update(bar, completed=done, total=count),
         )
     console.print(transfer_table(found))
+
+
+@app.command("generate")
+def generate_command(
+    run: Annotated[Path, typer.Argument(help="Directory of a run that finished a round.")],
+    instruction: Annotated[str, typer.Argument(help="What is asked.")] = "",
+    input: Annotated[str, typer.Option(help="What it is asked of.")] = "",
+    task: Annotated[str, typer.Option(help="Name of its task, for a gate that goes by tasks.")] = "",
+    batch: Annotated[
+        Path | None,
+        typer.Option(help="A .jsonl or .jsonl.gz file of instruction, input and perhaps task; writes JSONL."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Of --batch; default: standard output.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    num_beams: Annotated[int, typer.Option(min=1, help="Texts that are followed at once; the likeliest wins.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Above 0: sample.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    show_gate: Annotated[bool, typer.Option("--show-gate", help="Show the experts' weights too.")] = False,
+    backbone: Annotated[str | None, typer.Option(help="Name or directory; default: the run's.")] = None,
+    quantization: Annotated[Quantization | None, typer.Option(help="Default: the run's.")] = None,
+    any_backbone: Annotated[
+        bool, typer.Option("--any-backbone", help="Take a backbone that the mixture was not trained on.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto: cuda if there is one, else cpu.")] = Device.AUTO,
+) -> None:
+    """Ask a run's model: print the answer as it comes, or answer every row of a file."""
+    if batch is not None and (instruction or input or task):
+        raise ValueError("batch is a file of questions: leave out the instruction, input and task, or batch")
+    if batch is None and output is not None:
+        raise ValueError("output has no effect on one question, whose answer is printed: leave it out or give batch")
+    asked = read_run(run, backbone, quantization, any_backbone)
+    ways = Ways(max_new_tokens, num_beams, temperature, seed, device, show_gate)
+    check_ways(asked, ways)
+    errors = Console(stderr=True)
+    if batch is None:
+        answer_one(asked, one_question(asked, instruction, input, task), ways, errors)
+        return
+    questions = read_questions(asked, batch)
+    if output is not None and output.exists() and output.samefile(batch):
+        raise ValueError(f"output {output} is the batch itself: name another file")
+    answer_all(asked, questions, output, ways, errors)
 
 
 @app.command()

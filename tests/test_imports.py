@@ -28,6 +28,7 @@ PLACES = {
         "common/backbone.py",
         "common/decoder.py",
         "common/fingerprint.py",
+        "common/generation.py",
         "common/tokenizer.py",
     ],
     "bitsandbytes": ["common/backbone.py"],

@@ -1,7 +1,9 @@
 """A tiny random Llama that stands in for a backbone, and mixtures and examples for it."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,14 +11,17 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.backbone import Backbone
+from common.backbone import Backbone, load_backbone
 from common.batches import Batch, TokenizedExample, collate, tokenize
 from common.decoder import probe_kv_shapes
 from common.example import Example
+from common.fingerprint import fingerprint
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import initial_arrays
+from common.mixture_file import CARD, WEIGHTS, card, weights_bytes
 from common.mixture_spec import MixtureSpec
+from common.saved_run import CONFIG
 from common.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -104,3 +109,20 @@ def batch_of(count: int = 4) -> Batch:
 
 def logits_of(prompted: PromptedBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return prompted.logits(batch)
+
+
+def backbone_on_disk(directory: Path, seed: int = 0) -> str:
+    tiny_llama(seed).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def run_on_disk(directory: Path, source: str, quantization: str = "none", mixture: Mixture | None = None) -> Mixture:
+    """Write what a run leaves behind; return the mixture."""
+    mixture = mixture or mixture_for(load_backbone.__wrapped__(source, quantization, "cpu"))
+    directory.mkdir()
+    described = card(mixture.spec, source, fingerprint(source, quantization), 2)
+    (directory / CARD).write_text(json.dumps(described))
+    (directory / WEIGHTS).write_bytes(weights_bytes({k: v.numpy() for k, v in mixture.state_dict().items()}))
+    (directory / CONFIG).write_text(json.dumps({"backbone": source, "quantization": quantization, "seed": 0}))
+    return mixture

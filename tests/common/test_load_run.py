@@ -5,37 +5,19 @@ import json
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from tiny import CPU, byte_tokenizer, examples, mixture_for, tiny_llama, tokenized
+from tiny import CPU, backbone_on_disk, byte_tokenizer, examples, mixture_for, run_on_disk, tokenized
 from transformers import AutoModelForCausalLM
 
 from common.backbone import load_backbone
 from common.backbone_source import built_in_directory
 from common.batches import IGNORED, collate
-from common.fingerprint import fingerprint
 from common.injection import PromptedBackbone
 from common.load_run import load_run
-from common.mixture_file import CARD, WEIGHTS, card, weights_bytes
+from common.mixture_file import CARD, WEIGHTS
 from common.saved_run import CONFIG, read_run
 
 # What peft prints on loading when it is called without load_run.
 peft_warns = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-def backbone_on_disk(directory, seed=0):
-    tiny_llama(seed).save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    return str(directory)
-
-
-def run_on_disk(directory, source, quantization="none", mixture=None):
-    """Write what a run leaves behind; return the mixture."""
-    mixture = mixture or mixture_for(load_backbone.__wrapped__(source, quantization, "cpu"))
-    directory.mkdir()
-    described = card(mixture.spec, source, fingerprint(source, quantization), 2)
-    (directory / CARD).write_text(json.dumps(described))
-    (directory / WEIGHTS).write_bytes(weights_bytes({k: v.numpy() for k, v in mixture.state_dict().items()}))
-    (directory / CONFIG).write_text(json.dumps({"backbone": source, "quantization": quantization, "seed": 0}))
-    return mixture
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
