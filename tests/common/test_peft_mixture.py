@@ -122,8 +122,8 @@ def test_padding_on_either_side_changes_nothing(tmp_path, kind):
     model, _ = loaded(tmp_path, kind)
     texts = tokenized(examples(4))
     assert len({text.num_tokens for text in texts}) > 1
-    for labelled in (True, False):
-        inputs = inputs_of(collate(texts, 2, CPU))
+    for pad, labelled in ((2, True), (2, False), (77, True)):  # 77 is no special token: only the mask hides it
+        inputs = inputs_of(collate(texts, pad, CPU))
         padding = (inputs["attention_mask"] == 0).sum(1)
         turned = {
             name: torch.stack([row.roll(-int(count)) for row, count in zip(rows, padding, strict=True)])
@@ -228,8 +228,11 @@ def test_generate_is_a_greedy_loop_by_hand_with_a_cache_and_without(tmp_path, ki
     inputs, tasks, singles = prompts_of()
     prompted = PromptedBackbone(tiny_backbone(), mixture)
     expected = torch.cat([greedy_by_hand(prompted, ids, task) for ids, task in zip(singles, tasks, strict=True)])
+    model(**inputs, tasks=tasks)
+    weights = model.expert_weights
     for use_cache in (True, False):
         assert torch.equal(generated(model, inputs, tasks=tasks, use_cache=use_cache), expected)
+        torch.testing.assert_close(model.expert_weights, weights, **FLOAT32)  # as of the prompt alone
         for row, (ids, task) in enumerate(zip(singles, tasks, strict=True)):
             alone = generated(model, {"input_ids": ids}, tasks=[task], use_cache=use_cache)
             assert torch.equal(alone[0], expected[row])
@@ -296,7 +299,7 @@ def test_tasks_change_what_is_generated(tmp_path):
     for task in (*TASKS, "unheard-of"):
         generated(model, {"input_ids": ids}, tasks=[task])
         found[task] = model.expert_weights
-    generated(model, {"input_ids": ids})
+    model.get_base_model()(ids)  # of no task: those of the last generate are forgotten
     assert torch.equal(found["unheard-of"], model.expert_weights)
     for row, task in enumerate(TASKS):
         expected = mixture.gate.query(mixture.gate.task_embeddings[row]) @ mixture.gate.expert_keys.T
