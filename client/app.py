@@ -19,20 +19,22 @@ from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_spec import MixtureSpec
 from common.projection import projection
-from common.wire import (
+from common.wire.preparation import (
     CLUSTERS,
     MOMENTS,
     PREPARE,
     VOCABULARY,
-    EvaluateReply,
-    Instruction,
     PrepareReply,
-    TrainReply,
     pack_cluster_reply,
-    pack_evaluate_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
+)
+from common.wire.rounds import (
+    EvaluateReply,
+    Instruction,
+    TrainReply,
+    pack_evaluate_reply,
     pack_train_reply,
     read_instruction,
 )

@@ -14,7 +14,7 @@ from common.batches import TokenizedExample, collate, in_order_of_length, pad_id
 from common.decoder import hidden_at
 from common.example import Example
 from common.mixture import mean_over_input
-from common.wire import ClusterReply
+from common.wire.preparation import ClusterReply
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from common.mixture_arrays import Arrays
 from common.mixture_spec import is_expertwise, is_taskwise
-from common.wire import TrainReply
+from common.wire.rounds import TrainReply
 
 # An expert that got less mass from all clients was used by nobody; dividing by it would lose its digits.
 SMALLEST_WEIGHT = 1e-12

@@ -10,7 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import Config, read_config
 from common.mixture_spec import num_parameters
 from common.perplexity import geometric_mean, total
-from common.wire import EvaluateReply, PrepareReply
+from common.wire.preparation import PrepareReply
+from common.wire.rounds import EvaluateReply
 from server.exchange import wait_for_nodes
 from server.expert_use import use_by_task
 from server.first_mixture import first_mixture

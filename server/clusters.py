@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.wire import ClusterReply
+from common.wire.preparation import ClusterReply
 from server.gate_statistics import Float
 
 MAX_STEPS = 20

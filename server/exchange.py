@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.wire import message_bytes
+from common.wire.records import message_bytes
 
 log = logging.getLogger("flwr.fedmops")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from common.wire import EvaluateReply
+from common.wire.rounds import EvaluateReply
 
 Use = dict[str, NDArray[np.float64]]  # gate mass `[experts]` by task
 

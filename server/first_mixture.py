@@ -14,16 +14,16 @@ from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import SavedMixture, check_fingerprint, read_mixture
 from common.mixture_spec import GATE_STATISTICS, MixtureSpec
 from common.projection import projection
-from common.wire import (
+from common.wire.preparation import (
     CLUSTERS,
     MOMENTS,
     VOCABULARY,
     ClusterReply,
-    instruction,
     unpack_cluster_reply,
     unpack_moments,
     unpack_pool,
 )
+from common.wire.rounds import instruction
 from server.clusters import k_means
 from server.exchange import exchange
 from server.gate_fit import experts_by_label, fit_input_gate, fit_task_gate

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.mixture_arrays import Arrays
-from common.wire import PrepareReply
+from common.wire.preparation import PrepareReply
 
 Float = NDArray[np.float64]
 

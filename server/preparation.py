@@ -9,7 +9,8 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.wire import PREPARE, PrepareReply, instruction, unpack_prepare_reply
+from common.wire.preparation import PREPARE, PrepareReply, unpack_prepare_reply
+from common.wire.rounds import instruction
 from server.exchange import Exchanged, exchange
 from server.run_directory import RunDirectory
 from server.update_check import check_prepare_reply

@@ -16,7 +16,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_file import CARD, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
 from common.saved_run import CONFIG
-from common.wire import TrainReply
+from common.wire.rounds import TrainReply
 
 # A child of Flower's logger, so that `flwr run --stream` shows it.
 logger = logging.getLogger("flwr.fedmops")

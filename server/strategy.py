@@ -13,7 +13,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_file import card
 from common.mixture_spec import MixtureSpec
 from common.perplexity import geometric_mean, total
-from common.wire import EvaluateReply, TrainReply, instruction, unpack_evaluate_reply, unpack_train_reply
+from common.wire.rounds import EvaluateReply, TrainReply, instruction, unpack_evaluate_reply, unpack_train_reply
 from server.aggregation import UsageWeightedMean
 from server.exchange import Exchanged, exchange
 from server.expert_use import share_of_experts, task_expert_information, use_by_task

@@ -3,7 +3,8 @@
 import numpy as np
 
 from common.mixture_spec import MixtureSpec
-from common.wire import EvaluateReply, PrepareReply, TrainReply
+from common.wire.preparation import PrepareReply
+from common.wire.rounds import EvaluateReply, TrainReply
 
 # Mass that rounding may add to or take from the sum of an update's expert use.
 USAGE_TOLERANCE = 1e-3

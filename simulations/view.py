@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from common.wire import PREPARE
+from common.wire.preparation import PREPARE
 from server.run_directory import METRICS, ROUNDS
 
 POLL_SECONDS = 0.2

@@ -16,22 +16,18 @@ from common.config import Config, default_run_config, read_config
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import (
+from common.wire.preparation import (
     CLUSTERS,
     MOMENTS,
     PREPARE,
     VOCABULARY,
-    EvaluateReply,
     PrepareReply,
-    TrainReply,
     pack_cluster_reply,
-    pack_evaluate_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
-    pack_train_reply,
-    read_instruction,
 )
+from common.wire.rounds import EvaluateReply, TrainReply, pack_evaluate_reply, pack_train_reply, read_instruction
 from server.run_directory import RunDirectory
 from simulations.inline import InlineGrid
 

@@ -7,7 +7,7 @@ import pytest
 
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec, is_expertwise, is_taskwise
-from common.wire import TrainReply
+from common.wire.rounds import TrainReply
 from server.aggregation import UsageWeightedMean
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from client.gate_statistics import sums_by_cluster
-from common.wire import ClusterReply
+from common.wire.preparation import ClusterReply
 from server import clusters
 from server.clusters import k_means
 

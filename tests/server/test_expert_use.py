@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.perplexity import AnswerScore
-from common.wire import EvaluateReply
+from common.wire.rounds import EvaluateReply
 from server.expert_use import share_of_experts, task_expert_information, use_by_task
 
 

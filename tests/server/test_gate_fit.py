@@ -11,7 +11,7 @@ from common.mixture import UNKNOWN_TASK, Gate
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import PrepareReply
+from common.wire.preparation import PrepareReply
 from server.gate_fit import covariance_within, experts_by_label, fit_input_gate, gate_loss
 from server.gate_statistics import GateStatistics, standardise, sum_statistics
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from common.config import Config
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
-from common.wire import PrepareReply, read_instruction
+from common.wire.preparation import PrepareReply
+from common.wire.rounds import read_instruction
 from server.first_mixture import first_mixture
 from server.gate_fit import TASK_MARGIN, experts_by_label
 from server.gate_statistics import GateStatistics, sum_statistics

@@ -12,7 +12,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.mixture_file import WEIGHTS, read_mixture
-from common.wire import EvaluateReply, pack_evaluate_reply, pack_prepare_reply, pack_train_reply
+from common.wire.preparation import pack_prepare_reply
+from common.wire.rounds import EvaluateReply, pack_evaluate_reply, pack_train_reply
 from server.app import app as server_app
 from server.run_directory import METRICS, RESULT, ROUNDS
 from simulations.inline import run_inline

@@ -16,7 +16,7 @@ from common.mixture_arrays import initial_arrays
 from common.mixture_file import card, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import TrainReply
+from common.wire.rounds import TrainReply
 from server import run_directory as module
 from server.app import app as server_app
 from server.run_directory import METRICS, RESULT, ROUNDS, RunDirectory, new_run_directory

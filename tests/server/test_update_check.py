@@ -8,7 +8,7 @@ import pytest
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import EvaluateReply, TrainReply
+from common.wire.rounds import EvaluateReply, TrainReply
 from server.update_check import check_evaluate_reply, check_update
 
 

@@ -19,7 +19,7 @@ from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import Arrays
 from common.mixture_file import WEIGHTS, read_mixture
-from common.wire import read_instruction
+from common.wire.rounds import read_instruction
 from server.app import app as server_app
 from simulations.inline import run_inline
 

@@ -23,7 +23,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_file import WEIGHTS, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.partition import partitions_of
-from common.wire import read_instruction, unpack_train_reply
+from common.wire.rounds import read_instruction, unpack_train_reply
 from server.aggregation import UsageWeightedMean
 from server.app import app as server_app
 from simulations.inline import run_inline

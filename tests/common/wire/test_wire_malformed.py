@@ -9,25 +9,25 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire import (
+from common.wire.preparation import (
     ClusterReply,
-    EvaluateReply,
     PrepareReply,
-    TrainReply,
     pack_cluster_reply,
-    pack_evaluate_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
-    pack_scores,
-    pack_train_reply,
-    unpack_arrays,
     unpack_cluster_reply,
-    unpack_evaluate_reply,
     unpack_moments,
     unpack_pool,
     unpack_prepare_reply,
-    unpack_scores,
+)
+from common.wire.records import pack_scores, unpack_arrays, unpack_scores
+from common.wire.rounds import (
+    EvaluateReply,
+    TrainReply,
+    pack_evaluate_reply,
+    pack_train_reply,
+    unpack_evaluate_reply,
     unpack_train_reply,
 )
 

@@ -7,29 +7,27 @@ import numpy as np
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
 from common.perplexity import AnswerScore
-from common.wire import (
+from common.wire.preparation import (
     ClusterReply,
-    EvaluateReply,
     PrepareReply,
-    TrainReply,
-    instruction,
-    message_bytes,
-    pack_arrays,
     pack_cluster_reply,
-    pack_evaluate_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
-    pack_scores,
-    pack_train_reply,
-    read_instruction,
-    unpack_arrays,
     unpack_cluster_reply,
-    unpack_evaluate_reply,
     unpack_moments,
     unpack_pool,
     unpack_prepare_reply,
-    unpack_scores,
+)
+from common.wire.records import message_bytes, pack_arrays, pack_scores, unpack_arrays, unpack_scores
+from common.wire.rounds import (
+    EvaluateReply,
+    TrainReply,
+    instruction,
+    pack_evaluate_reply,
+    pack_train_reply,
+    read_instruction,
+    unpack_evaluate_reply,
     unpack_train_reply,
 )
 

@@ -1,0 +1,143 @@
+"""The messages before round 1: what a client is, and sums of its gate's inputs. Nothing else travels then."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.mixture_arrays import Arrays
+from common.perplexity import AnswerScore
+from common.wire.records import (
+    pack_arrays,
+    pack_scores,
+    read_array,
+    read_count,
+    read_counts,
+    read_texts,
+    unpack_arrays,
+    unpack_scores,
+)
+
+# The exchanges before round 1; Flower names the others "train" and "evaluate".
+PREPARE, MOMENTS, CLUSTERS, VOCABULARY = "prepare", "moments", "clusters", "vocabulary"
+
+
+@dataclass(frozen=True)
+class PrepareReply:
+    """What a client tells once: its backbone, and sums of the gate's input over its training examples by task.
+
+    `sums` and `squares` are `[tasks, hidden]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads, key
+    size, value size).
+    """
+
+    partition: int
+    fingerprint: str
+    hidden_size: int
+    kv_shapes: dict[int, tuple[int, int, int]]
+    tasks: list[str]
+    domains: list[str]
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    scores: dict[str, AnswerScore]
+
+
+@dataclass(frozen=True)
+class ClusterReply:
+    """A client's part of a step of federated k-means.
+
+    `counts` `[clusters]` and `sums` `[clusters, features]` are of the inputs nearest to each centre, `inertia` is the
+    sum of squared distances to it.
+    """
+
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    inertia: float
+
+
+def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
+    """Build the reply to the first exchange."""
+    content = pack_scores(reply.scores)
+    layers = sorted(reply.kv_shapes)
+    content["about"] = ConfigRecord(
+        {
+            "partition": reply.partition,
+            "fingerprint": reply.fingerprint,
+            "hidden-size": reply.hidden_size,
+            "layers": layers,
+            "kv-shapes": [size for layer in layers for size in reply.kv_shapes[layer]],
+            "tasks": reply.tasks,
+            "domains": reply.domains,
+        }
+    )
+    content["statistics"] = ArrayRecord(
+        {"counts": Array(reply.counts), "sums": Array(reply.sums), "squares": Array(reply.squares)}
+    )
+    return content
+
+
+def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
+    """Read the reply to the first exchange. Raises KeyError, TypeError or ValueError for a malformed one."""
+    about = content.config_records["about"]
+    statistics = content.array_records["statistics"]
+    layers, sizes = read_counts(about["layers"]), read_counts(about["kv-shapes"])
+    return PrepareReply(
+        partition=read_count(about["partition"]),
+        fingerprint=str(about["fingerprint"]),
+        hidden_size=read_count(about["hidden-size"]),
+        kv_shapes=dict(zip(layers, zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True), strict=True)),
+        tasks=read_texts(about["tasks"]),
+        domains=read_texts(about["domains"]),
+        counts=read_array("counts", statistics["counts"]),
+        sums=read_array("sums", statistics["sums"]),
+        squares=read_array("squares", statistics["squares"]),
+        scores=unpack_scores(content),
+    )
+
+
+def pack_moments(moments: NDArray[np.float32]) -> RecordDict:
+    """Build the reply to the second exchange: second moments `[features, features]` of the gate's input."""
+    return RecordDict({"statistics": pack_arrays({"moments": moments})})
+
+
+def unpack_moments(content: RecordDict) -> NDArray[np.float64]:
+    """Read second moments. Raises KeyError or ValueError for malformed ones."""
+    moments = read_array("moments", content.array_records["statistics"]["moments"]).astype(np.float64)
+    if moments.ndim != 2 or moments.shape[0] != moments.shape[1] or not np.isfinite(moments).all():
+        raise ValueError(f"the moments are not a finite square matrix, but {list(moments.shape)}")
+    return moments
+
+
+def pack_cluster_reply(reply: ClusterReply) -> RecordDict:
+    """Build the reply to a step of k-means."""
+    statistics = {"counts": Array(reply.counts), "sums": Array(reply.sums), "inertia": Array(np.array(reply.inertia))}
+    return RecordDict({"statistics": ArrayRecord(statistics)})
+
+
+def unpack_cluster_reply(content: RecordDict, num_clusters: int, num_features: int) -> ClusterReply:
+    """Read the reply to a step of k-means. Raises KeyError or ValueError for a malformed one."""
+    record = content.array_records["statistics"]
+    arrays = {name: read_array(name, record[name]).astype(np.float64) for name in ("counts", "sums", "inertia")}
+    shapes = {"counts": (num_clusters,), "sums": (num_clusters, num_features), "inertia": ()}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} must be finite and {list(shape)}, got {list(arrays[name].shape)}")
+    if (arrays["counts"] < 0).any() or arrays["inertia"] < 0:
+        raise ValueError("counts and inertia must not be negative")
+    return ClusterReply(arrays["counts"], arrays["sums"], float(arrays["inertia"]))
+
+
+def pack_pool(pool: Arrays) -> RecordDict:
+    """Build the reply that brings first prompts."""
+    return RecordDict({"arrays": pack_arrays(pool)})
+
+
+def unpack_pool(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Read first prompts of these shapes. Raises KeyError or ValueError for malformed ones."""
+    pool = unpack_arrays(content.array_records["arrays"])
+    for name, shape in shapes.items():
+        if pool[name].shape != shape or pool[name].dtype != np.float32 or not np.isfinite(pool[name]).all():
+            raise ValueError(f"array {name} must be finite float32 {list(shape)}, got {list(pool[name].shape)}")
+    return {name: pool[name] for name in shapes}

@@ -1,0 +1,94 @@
+"""Records: how arrays, scores and plain values travel in a message, and how they are read without trust."""
+
+import math
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from numpy.typing import NDArray
+
+from common.mixture_arrays import Arrays
+from common.perplexity import AnswerScore
+
+
+def pack_arrays(arrays: Arrays) -> ArrayRecord:
+    """Turn named arrays into a record."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> Arrays:
+    """Turn a record into named arrays, of whatever dtype they have: the server checks updates before it merges them."""
+    return {name: read_array(name, array) for name, array in record.items()}
+
+
+def message_bytes(content: InflatableObject) -> int:
+    """Count the bytes of a message's content as Flower ships it: records and arrays, each with a header."""
+    return len(content.deflate()) + sum(message_bytes(child) for child in (content.children or {}).values())
+
+
+def pack_scores(scores: dict[str, AnswerScore]) -> RecordDict:
+    """Build a record of a score per task."""
+    tasks = list(scores)
+    metrics = MetricRecord(
+        {
+            "nll": [scores[task].nll for task in tasks],
+            "num-tokens": [scores[task].num_tokens for task in tasks],
+            "num-characters": [scores[task].num_characters for task in tasks],
+            "num-examples": [scores[task].num_examples for task in tasks],
+        }
+    )
+    return RecordDict({"tasks": ConfigRecord({"names": tasks}), "scores": metrics})
+
+
+def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
+    """Read scores per task. Raises KeyError, TypeError or ValueError for malformed ones."""
+    metrics = content.metric_records["scores"]
+    names = read_texts(content.config_records["tasks"]["names"])
+    columns = [read_counts(metrics[key]) for key in ("num-tokens", "num-characters", "num-examples")]
+    scores = {
+        name: AnswerScore(float(nll), tokens, characters, examples)
+        for name, nll, tokens, characters, examples in zip(names, read_numbers(metrics["nll"]), *columns, strict=True)
+    }
+    if not scores:
+        raise ValueError("there are no scores")
+    for name, score in scores.items():
+        if not 0 <= score.nll < math.inf or min(score.num_tokens, score.num_characters, score.num_examples) < 1:
+            raise ValueError(f"the score of task {name!r} is {score}")
+    return scores
+
+
+def read_array(name: str, array: Array) -> NDArray[Any]:
+    try:
+        return array.numpy()
+    except Exception as error:  # bytes that are no array make numpy raise EOFError, MemoryError, OverflowError and more
+        raise ValueError(f"array {name} cannot be read: {error}") from error
+
+
+def read_count(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def read_counts(values: object) -> list[int]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of whole numbers, got {values!r}")
+    return [read_count(value) for value in values]
+
+
+def read_number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    return value
+
+
+def read_numbers(values: object) -> list[float]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of numbers, got {values!r}")
+    return [read_number(value) for value in values]
+
+
+def read_texts(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"expected a list of texts, got {values!r}")
+    return values
