@@ -99,6 +99,7 @@ def test_another_backbone_is_an_error_unless_any_will_do(tmp_path):
             load_run(tmp_path / "run", *arguments, device="cpu")
         model, _ = load_run(tmp_path / "run", *arguments, device="cpu", any_backbone=True)
         assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+        assert model.peft_config["default"].base_model_name_or_path == (arguments[0] or source)
 
 
 def test_what_is_no_run_is_an_error_in_one_line(tmp_path):

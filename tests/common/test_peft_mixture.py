@@ -296,7 +296,7 @@ def test_tasks_change_what_is_generated(tmp_path):
     model, mixture = loaded(tmp_path, "task")
     ids = prompts_of(1)[2][0]
     found = {}
-    for task in (*TASKS, "unheard-of"):
+    for task in ("unheard-of", *TASKS):
         generated(model, {"input_ids": ids}, tasks=[task])
         found[task] = model.expert_weights
     model.get_base_model()(ids)  # of no task: those of the last generate are forgotten
