@@ -80,23 +80,26 @@ def train(
 
 @app.command()
 def transfer(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
-    alone: Annotated[Path | None, typer.Option(help="Where the trainings lie; default: alone/ in the run.")] = None,
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run, or of a sweep.")],
+    alone: Annotated[Path | None, typer.Option(help="Where the trainings lie; default: alone/ in it.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Trainings at a time, each on one thread.")] = os.cpu_count()
     or 1,
 ) -> None:
     """Report the prompt transfer gain: what each task won or lost against a prompt of its own."""
+    from simulations.sweep_transfer import is_sweep, transfer_by_setting
     from simulations.transfer import prompt_transfer_gain, transfer_table
 
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("training a prompt on each task alone", total=None)
-        found = prompt_transfer_gain(
-            run,
-            alone or run / "alone",
-            processes,
-            lambda done, count: progress.update(bar, completed=done, total=count),
-        )
-    console.print(transfer_table(found))
+
+        def on_task(done: int, count: int) -> None:
+            progress.update(bar, completed=done, total=count)
+
+        if is_sweep(run):
+            table = transfer_by_setting(run, alone or run / "alone", processes, on_task)
+        else:
+            table = transfer_table(prompt_transfer_gain(run, alone or run / "alone", processes, on_task))
+    console.print(table)
 
 
 @app.command("generate")

@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from common.backbone_source import distribution_root
 from common.config import Value, default_run_config
 from common.mixture_file import read_mixture
 from common.mixture_spec import MixtureSpec, num_parameters
+from common.perplexity import geometric_mean
 from common.saved_run import CONFIG
 from server.run_directory import VERSIONS
 from simulations.runs import Run, run_all, sole_use
@@ -102,6 +104,7 @@ def prompt_transfer_gain(
             }
         )
     found = {
+        "joint_to_alone": geometric_mean(row["joint_perplexity"] / row["alone_perplexity"] for row in gains),
         "prompt_transfer_gain": sum(row["gain"] for row in gains) / len(gains),
         "num_negative": sum(row["gain"] < 0 for row in gains),
         "tokens_alone": num_tokens,
@@ -115,11 +118,12 @@ def prompt_transfer_gain(
 
 
 def _run_alone(output: Path, task: str, config: dict[str, Value], num_tokens: int) -> Run:
-    directory = output / quote(task, safe=" ")
+    settings = alone_settings(config, task, num_tokens)
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    directory = output / f"{quote(task, safe=' ')}-{sha256(text.encode()).hexdigest()[:8]}"
     # A file, not words: a word for the gate would be refused as void for one expert.
     preset = output / f"{directory.name}.toml"
-    settings = alone_settings(config, task, num_tokens)
-    preset.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    preset.write_text(text)
     return Run((str(preset),), directory)
 
 

@@ -17,6 +17,7 @@ class FakeRuns:
 
     def __init__(self) -> None:
         self.code: dict[str, str] = {}
+        self.always = ""  # for those without code of their own
         self.started: list[str] = []
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -24,6 +25,6 @@ class FakeRuns:
         """Return what starts the fake."""
         self.started.append(run.directory.name)
         settings = resolve(run.words) | {"run-directory": str(run.directory.resolve())}
-        code = self.code.get(run.directory.name, "")
+        code = self.code.get(run.directory.name, self.always)
         program = str(Path(__file__).with_name("fake_run.py"))
         return [sys.executable, "-I", "-S", program, str(run.directory), json.dumps(settings), code]

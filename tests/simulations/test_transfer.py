@@ -1,6 +1,7 @@
 """The prompt transfer gain: each task's own prompt has the mixture's size, and a loss is as visible as a gain."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.config import default_run_config, read_config
 from common.mixture_arrays import initial_arrays
 from common.mixture_file import CARD, WEIGHTS, card, weights_bytes
 from common.mixture_spec import MixtureSpec, num_parameters
+from simulations.sweep_transfer import transfer_by_setting
 from simulations.transfer import (
     TRANSFER,
     alone_settings,
@@ -69,7 +71,7 @@ def test_settings_that_one_group_does_not_have_change_nothing() -> None:
 def test_gains_are_relative_reductions_and_negative_transfer_shows(fake_runs: FakeRuns, joint: Path) -> None:
     told: list[tuple[int, int]] = []
     # A fake run's perplexity is its temperature, whose default is 1: the settings of a run alone have it.
-    fake_runs.code |= dict.fromkeys(JOINT, "perplexity = 6.0; ")
+    fake_runs.always = "perplexity = 6.0"
     found = prompt_transfer_gain(joint, joint / "alone", 2, lambda done, count: told.append((done, count)))
     by_task = {row["task"]: row for row in found["tasks"]}
     assert by_task["add"]["alone_perplexity"] == by_task["age"]["alone_perplexity"] == 6.0
@@ -77,6 +79,7 @@ def test_gains_are_relative_reductions_and_negative_transfer_shows(fake_runs: Fa
     assert by_task["age"]["gain"] == pytest.approx(1 - 8 / 6)
     assert found["prompt_transfer_gain"] == pytest.approx((0.5 + 1 - 8 / 6) / 2)
     assert found["num_negative"] == 1
+    assert found["joint_to_alone"] == pytest.approx((3 / 6 * 8 / 6) ** 0.5)
     assert sorted(told) == [(1, 2), (2, 2)]
     assert json.loads((joint / TRANSFER).read_text()) == found
     console = Console(record=True, width=100)
@@ -88,12 +91,12 @@ def test_gains_are_relative_reductions_and_negative_transfer_shows(fake_runs: Fa
 def test_what_is_trained_is_not_trained_again(fake_runs: FakeRuns, joint: Path) -> None:
     prompt_transfer_gain(joint, joint / "alone", 1)
     prompt_transfer_gain(joint, joint / "alone", 1)
-    assert fake_runs.started == ["add", "age"]
+    assert [name.split("-")[0] for name in fake_runs.started] == ["add", "age"]
 
 
 def test_a_training_that_fails_is_named_with_its_reason(fake_runs: FakeRuns, joint: Path) -> None:
-    fake_runs.code["age"] = "sys.exit('the disk is full')"
-    with pytest.raises(RuntimeError, match=r"could not be trained alone \(.*age\): the disk is full"):
+    fake_runs.always = "if settings['tasks'] == 'age': sys.exit('the disk is full')"
+    with pytest.raises(RuntimeError, match=r"could not be trained alone \(.*age-.*\): the disk is full"):
         prompt_transfer_gain(joint, joint / "alone", 1)
     assert not (joint / TRANSFER).exists()
 
@@ -102,3 +105,37 @@ def test_a_run_without_result_is_refused(joint: Path) -> None:
     (joint / "result.json").unlink()
     with pytest.raises(RuntimeError, match="left no result"):
         prompt_transfer_gain(joint, joint / "alone", 1)
+
+
+# --- Of a sweep ---
+
+
+def test_a_sweeps_gains_are_by_setting_over_seeds_and_trainings_are_shared(
+    fake_runs: FakeRuns, joint: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    for temperature in (10.0, 2.0):
+        for seed in (0, 1):
+            run = sweep / "runs" / f"temperature={temperature:g},seed={seed}"
+            shutil.copytree(joint, run)
+            settings = json.loads((run / "config.json").read_text())
+            (run / "config.json").write_text(json.dumps(settings | {"temperature": temperature, "seed": seed}))
+    (sweep / "sweep.json").write_text(json.dumps({"axes": {"temperature": [10.0, 2.0]}}))
+    fake_runs.always = "perplexity = 6.0 if settings['seed'] else 12.0"
+    console = Console(record=True, width=100)
+    console.print(transfer_by_setting(sweep, sweep / "alone", 2, lambda done, count: None))
+    assert len(fake_runs.started) == 4  # two tasks and two seeds, whatever the temperature
+    lines = [line.replace("│", " ").split() for line in console.export_text().splitlines() if "of 4" in line]
+    gains = [(1 - 3 / 12 + 1 - 8 / 12) / 2, (1 - 3 / 6 + 1 - 8 / 6) / 2]
+    mean, ratio = sum(gains) / 2, (3 * 8 / 12**2 * 3 * 8 / 6**2) ** 0.25
+    assert [line[:2] for line in lines] == [["2", f"{mean:+.1%}"], ["10", f"{mean:+.1%}"]]
+    assert lines[0][3:] == [f"{ratio:.3f}", "1", "of", "4"]
+    written = json.loads((sweep / "transfer.json").read_text())
+    assert written["axes"] == ["temperature"] and len(written["runs"]) == 4
+    assert (sweep / "transfer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_without_results_has_no_gain(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"axes": {"temperature": [1.0]}}))
+    with pytest.raises(RuntimeError, match=r"no run of the sweep in .* has a result"):
+        transfer_by_setting(tmp_path, tmp_path / "alone", 1, lambda done, count: None)
