@@ -24,7 +24,8 @@ def resolve(words: Sequence[str]) -> dict[str, Value]:
     do, for anything else.
     """
     settings = default_run_config(distribution_root())
-    named = [word for word in words if "=" not in word]
+    # A path may have "=" in it, as those of a sweep's runs have.
+    named = [word for word in words if "=" not in word or Path(word).is_file()]
     if len(named) > 1:
         raise ValueError(f"expected one preset or TOML file, got {' and '.join(named)}: name one, then key=value words")
     for name in named:
@@ -32,7 +33,7 @@ def resolve(words: Sequence[str]) -> dict[str, Value]:
     spoken = set()
     for word in words:
         key, separator, text = word.partition("=")
-        if separator:
+        if separator and word not in named:
             _merge(settings, {key: _parse(key, text, settings)}, "the command line")
             spoken.add(key)
     _check_effect(spoken, settings)

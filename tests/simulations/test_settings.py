@@ -48,6 +48,13 @@ def test_the_last_word_for_a_key_wins() -> None:
     assert resolve(["seed=1", "seed=2"])["seed"] == 2
 
 
+def test_a_files_path_may_have_an_equals_sign(tmp_path: Path) -> None:
+    directory = tmp_path / "gate=input,seed=0"
+    directory.mkdir()
+    (directory / "mine.toml").write_text("seed = 7\n")
+    assert resolve([str(directory / "mine.toml"), "name=b"]) == DEFAULTS | {"seed": 7, "name": "b"}
+
+
 def test_a_toml_file_is_read(toml: Callable[[str], str]) -> None:
     settings = resolve([toml('name = "a"\nlearning-rate = 1e-3\ngate-pretraining = "none"\n'), "name=b"])
     assert [settings[key] for key in ("name", "learning-rate", "gate-pretraining")] == ["b", 1e-3, "none"]
