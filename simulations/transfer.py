@@ -1,9 +1,9 @@
 """Prompt transfer gain: what each task gained, or lost, by sharing a mixture with the others.
 
 The gain of task t is 1 - p_joint / p_alone, with p the perplexity of its answers: under the run's mixture, and under
-one group of prompts that was trained on t alone, with as many parameters as the whole mixture, as many updates as a
-client made, and all clients' examples of t. The prompt transfer gain is the mean over tasks; a negative one is negative
-transfer. The word is dynamic prompt fusion's (arXiv 2509.18113), the formula ours.
+one group of prompts that was trained on t alone, with as many parameters as the whole mixture, all clients' examples of
+t, and an equal share of the updates that all clients made together. The prompt transfer gain is the mean over tasks; a
+negative one is negative transfer. The word is dynamic prompt fusion's (arXiv 2509.18113), the formula ours.
 """
 
 import itertools
@@ -37,7 +37,13 @@ def tokens_of_equal_parameters(spec: MixtureSpec) -> int:
     return round(num_parameters(spec) / num_parameters(token))
 
 
-def alone_settings(config: dict[str, Value], task: str, num_tokens: int) -> dict[str, Value]:
+def steps_of_equal_share(config: dict[str, Any], num_tasks: int) -> int:
+    """Return a task's share of the updates that all clients of a run make in a round."""
+    num_steps: float = max(1, round(config["client-fraction"] * config["num-clients"])) * config["num-local-steps"]
+    return max(1, round(num_steps / num_tasks))
+
+
+def alone_settings(config: dict[str, Value], task: str, num_tokens: int, num_steps: int) -> dict[str, Value]:
     """Return the settings of the run that trains a prompt on one task, from those of the joint run."""
     defaults = default_run_config(distribution_root())
     # Where nothing depends on a key its default stands, so that runs which differ there share the training.
@@ -51,6 +57,7 @@ def alone_settings(config: dict[str, Value], task: str, num_tokens: int) -> dict
             "client-fraction": 1.0,
             "centralised": False,
             "partition": "by-task",
+            "num-local-steps": num_steps,
             "num-experts": 1,
             "tokens-per-expert": num_tokens,
             "shared-expert": False,
@@ -77,10 +84,12 @@ def prompt_transfer_gain(
     joint = read_result(run)
     saved = read_mixture(run)
     config = json.loads((run / CONFIG).read_text())
-    num_tokens = tokens_of_equal_parameters(saved.spec)
     rows = joint["tasks"]
+    num_tokens, num_steps = tokens_of_equal_parameters(saved.spec), steps_of_equal_share(config, len(rows))
     with sole_use(output):
-        runs = {row["task"]: _run_alone(output, row["task"], config, num_tokens) for row in rows}
+        runs = {
+            row["task"]: _run_alone(output, alone_settings(config, row["task"], num_tokens, num_steps)) for row in rows
+        }
         missing = [run for run in runs.values() if not run.is_done()]
         done = itertools.count(len(runs) - len(missing) + 1)
 
@@ -108,6 +117,7 @@ def prompt_transfer_gain(
         "prompt_transfer_gain": sum(row["gain"] for row in gains) / len(gains),
         "num_negative": sum(row["gain"] < 0 for row in gains),
         "tokens_alone": num_tokens,
+        "steps_alone": num_steps * config["num-rounds"],
         "seed": config["seed"],
         "eval_split": config["eval-split"],
         "commit": json.loads((run / VERSIONS).read_text())["commit"],
@@ -117,10 +127,9 @@ def prompt_transfer_gain(
     return found
 
 
-def _run_alone(output: Path, task: str, config: dict[str, Value], num_tokens: int) -> Run:
-    settings = alone_settings(config, task, num_tokens)
+def _run_alone(output: Path, settings: dict[str, Value]) -> Run:
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-    directory = output / f"{quote(task, safe=' ')}-{sha256(text.encode()).hexdigest()[:8]}"
+    directory = output / f"{quote(str(settings['tasks']), safe=' ')}-{sha256(text.encode()).hexdigest()[:8]}"
     # A file, not words: a word for the gate would be refused as void for one expert.
     preset = output / f"{directory.name}.toml"
     preset.write_text(text)

@@ -20,6 +20,7 @@ from simulations.transfer import (
     TRANSFER,
     alone_settings,
     prompt_transfer_gain,
+    steps_of_equal_share,
     tokens_of_equal_parameters,
     transfer_table,
 )
@@ -55,17 +56,25 @@ def test_one_groups_tokens_give_it_as_many_parameters_as_the_mixture() -> None:
 def test_a_run_alone_has_one_client_one_task_and_no_gate_and_is_valid() -> None:
     config: dict[str, Any] = default_run_config(distribution_root())
     config |= {"gate": "both", "top-k": 2, "shared-expert": True, "task-weights": "learned", "centralised": True}
-    alone = read_config(alone_settings(config | {"learning-rate": 0.5, "num-rounds": 3}, "add", 52))
+    alone = read_config(alone_settings(config | {"learning-rate": 0.5, "num-rounds": 3}, "add", 52, 7))
     assert (alone.tasks, alone.num_clients, alone.num_experts, alone.tokens_per_expert) == ("add", 1, 1, 52)
-    assert (alone.learning_rate, alone.num_rounds) == (0.5, 3)
+    assert (alone.learning_rate, alone.num_rounds, alone.num_local_steps) == (0.5, 3, 7)
     assert not (alone.shared_expert or alone.centralised or alone.top_k)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "num_tasks", "steps"), [(1.0, 20, 12), (0.5, 20, 6), (1.0, 7, 34), (1.0, 1000, 1), (0.01, 2, 15)]
+)
+def test_a_tasks_share_of_the_updates_is_equal(fraction: float, num_tasks: int, steps: int) -> None:
+    config = {"client-fraction": fraction, "num-clients": 8, "num-local-steps": 30}
+    assert steps_of_equal_share(config, num_tasks) == steps
 
 
 def test_settings_that_one_group_does_not_have_change_nothing() -> None:
     config: dict[str, Any] = default_run_config(distribution_root())
     other = config | {"gate": "task", "temperature": 2.0, "gate-pretraining": "kmeans", "name": "another"}
-    assert alone_settings(config, "add", 52) == alone_settings(other, "add", 52)
-    assert alone_settings(config, "add", 52) != alone_settings(config | {"seed": 1}, "add", 52)
+    assert alone_settings(config, "add", 52, 7) == alone_settings(other, "add", 52, 7)
+    assert alone_settings(config, "add", 52, 7) != alone_settings(config | {"seed": 1}, "add", 52, 7)
 
 
 def test_gains_are_relative_reductions_and_negative_transfer_shows(fake_runs: FakeRuns, joint: Path) -> None:
