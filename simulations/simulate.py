@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.backbone_source import distribution_root
+from common.backbone_source import BUILT_IN, distribution_root
 from common.config import RANDOM, VOCABULARY, Config, Value, read_config
 from common.mixture_file import read_mixture
 from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
@@ -114,6 +114,11 @@ def _run_on_ray(
 ) -> None:
     from simulations.flower import run_on_ray
 
+    # Flower's processes work in a directory of their own.
+    for key, names in (("data", (BUILT_IN,)), ("backbone", (BUILT_IN,)), ("prompt-init", (RANDOM, VOCABULARY))):
+        path = Path(str(run_config[key]))
+        if run_config[key] not in names and path.exists():
+            run_config = run_config | {key: str(path.resolve())}
     outcome = run_on_ray(
         distribution_root(), run_config, config.num_clients, cpus_per_client, gpus_per_client, directory
     )
