@@ -36,6 +36,7 @@ def transfer_by_setting(sweep: Path, alone: Path, num_processes: int, on_task: C
         rows.append({"settings": {key: settings[key] for key in keys}, **found})
     if not rows:
         raise RuntimeError(f"no run of the sweep in {sweep} has a result: let it finish first")
+    rows.sort(key=lambda row: ([_order(value) for value in row["settings"].values()], row["seed"]))
     (sweep / TRANSFER).write_text(json.dumps({"axes": keys, "runs": rows}, indent=2) + "\n")
     if not why_no_plot(keys):
         from simulations.plot import draw  # matplotlib takes a second to import
@@ -52,7 +53,7 @@ def _table(keys: list[str], rows: list[dict[str, Any]]) -> Table:
     by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         by_setting.setdefault(tuple(row["settings"].values()), []).append(row)
-    for setting, seeds in sorted(by_setting.items(), key=lambda item: [_order(value) for value in item[0]]):
+    for setting, seeds in by_setting.items():
         gains = [row["prompt_transfer_gain"] for row in seeds]
         num_tasks = sum(len(row["tasks"]) for row in seeds)
         table.add_row(
