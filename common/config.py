@@ -5,13 +5,13 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.backbone_source import BUILT_IN, num_layers
 from common.example import Split
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
+from common.near_names import did_you_mean
 
 Value = str | int | float | bool
 
@@ -136,8 +136,7 @@ def read_config(run_config: Mapping[str, Value]) -> Config:
 
 def unknown_key_message(key: str, known: list[str]) -> str:
     """Say that a key does not exist, and which ones come near."""
-    near = get_close_matches(key, known, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+    hint = did_you_mean(key, known, otherwise=f"known keys: {', '.join(known)}")
     return f"unknown key {key!r}: {hint}"
 
 

@@ -7,13 +7,13 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
 from common.backbone_source import BUILT_IN
 from common.example import Example, Split
+from common.near_names import did_you_mean
 from common.skills.suite import skill_examples
 
 # Where a file names no splits, or no validation split, the examples' prompts decide by their hash.
@@ -51,8 +51,7 @@ def choose_tasks(wanted: str, known: Sequence[str], seed: int) -> set[str]:
     names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"expected some of {', '.join(known)}"
+            hint = did_you_mean(name, known, otherwise=f"expected some of {', '.join(known)}")
             raise ValueError(f"tasks: the data has no task {name!r}: {hint}")
     return set(names)
 

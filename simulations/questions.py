@@ -1,12 +1,12 @@
 """What `fedmops generate` asks: one instruction, or the rows of a file. Imports no torch."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from common.data import prompt_fields, read_objects
 from common.example import Example
+from common.near_names import did_you_mean
 from common.saved_run import SavedRun
 
 Row = dict[str, Any]
@@ -51,7 +51,6 @@ def read_questions(run: SavedRun, path: Path) -> list[tuple[Row, Question]]:
 def _question(run: SavedRun, instruction: str, text: str, task: Any, what: str) -> Question:
     known = run.mixture.spec.tasks
     if task and task not in known:
-        near = get_close_matches(str(task), known, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}, or none"
+        hint = did_you_mean(str(task), known, otherwise=f"expected one of {', '.join(known)}, or none")
         raise ValueError(f"{what} {task!r} is unknown to the mixture: {hint}")
     return Question(Example("test", task, "", "", instruction, text, "").prompt, task)
