@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import time
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replace_file, replace_json
 from common.backbone_source import distribution_root
 from common.config import Config, kebab
 from common.mixture_arrays import Arrays
@@ -43,8 +43,8 @@ class RunDirectory:
         if (path / METRICS).exists():
             raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
         self.path = path
-        self._write_json(CONFIG, {kebab(key): value for key, value in asdict(config).items()})
-        self._write_json(VERSIONS, {name: version(name) for name in VERSIONED} | {"commit": _commit()})
+        replace_json(self.path / CONFIG, {kebab(key): value for key, value in asdict(config).items()})
+        replace_json(self.path / VERSIONS, {name: version(name) for name in VERSIONED} | {"commit": _commit()})
         for name in (METRICS, ROUNDS):
             (path / name).touch()
         self._log = logging.FileHandler(path / LOG, encoding="utf-8")
@@ -78,12 +78,12 @@ class RunDirectory:
 
     def save_mixture(self, arrays: Arrays, card: dict[str, Any]) -> None:
         """Replace the saved mixture and its card."""
-        self._replace(WEIGHTS, weights_bytes(arrays))
-        self._write_json(CARD, card)
+        replace_file(self.path / WEIGHTS, weights_bytes(arrays))
+        replace_json(self.path / CARD, card)
 
     def finish(self, figures: dict[str, Any]) -> None:
         """Write the result: there is one only if the run ended well."""
-        self._write_json(RESULT, figures)
+        replace_json(self.path / RESULT, figures)
 
     def close(self) -> None:
         """Stop logging to the directory."""
@@ -101,15 +101,6 @@ class RunDirectory:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        self._replace(name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def _replace(self, name: str, content: bytes) -> None:
-        """Write a file so that a reader, or a crash, sees the old or the new one and never a part."""
-        part = self.path / f".{name}.part"
-        part.write_bytes(content)
-        os.replace(part, self.path / name)
 
 
 def _commit() -> str:

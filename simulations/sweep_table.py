@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from common.atomic_file import replace_file, replace_json
 from common.config import Value
 from common.perplexity import geometric_mean
 from server.run_directory import VERSIONS
@@ -42,11 +43,11 @@ def write(sweep: Sweep, output: Path) -> str:
         from simulations.plot import draw  # matplotlib takes a second to import
 
         measured = [([row["settings"][key] for key in sweep.keys], row["perplexity"]) for row in plotted]
-        _replace(output / PLOT, draw(sweep.keys, measured, f"perplexity ({sweep.split} split)"))
+        replace_file(output / PLOT, draw(sweep.keys, measured, f"perplexity ({sweep.split} split)"))
     else:
         (output / PLOT).unlink(missing_ok=True)
-    _replace(output / JSON, (json.dumps(report, indent=2) + "\n").encode())
-    _replace(output / TABLE, _document(report, lines, has_plot).encode())
+    replace_json(output / JSON, report)
+    replace_file(output / TABLE, _document(report, lines, has_plot).encode())
     return lines
 
 
@@ -150,9 +151,3 @@ def _processor() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from common.atomic_file import replace_file, replace_json
 from common.perplexity import geometric_mean
 from common.saved_run import CONFIG
 from server.run_directory import RESULT
@@ -37,12 +38,12 @@ def transfer_by_setting(sweep: Path, alone: Path, num_processes: int, on_task: C
     if not rows:
         raise RuntimeError(f"no run of the sweep in {sweep} has a result: let it finish first")
     rows.sort(key=lambda row: ([_order(value) for value in row["settings"].values()], row["seed"]))
-    (sweep / TRANSFER).write_text(json.dumps({"axes": keys, "runs": rows}, indent=2) + "\n")
+    replace_json(sweep / TRANSFER, {"axes": keys, "runs": rows})
     if not why_no_plot(keys):
         from simulations.plot import draw  # matplotlib takes a second to import
 
         measured = [(list(row["settings"].values()), row["joint_to_alone"]) for row in rows]
-        (sweep / PLOT).write_bytes(draw(keys, measured, "perplexity: joint mixture to a prompt of its own"))
+        replace_file(sweep / PLOT, draw(keys, measured, "perplexity: joint mixture to a prompt of its own"))
     return _table(keys, rows)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from rich.table import Table
 
+from common.atomic_file import replace_json
 from common.backbone_source import distribution_root
 from common.config import Value, default_run_config
 from common.mixture_file import read_mixture
@@ -123,7 +124,7 @@ def prompt_transfer_gain(
         "commit": json.loads((run / VERSIONS).read_text())["commit"],
         "tasks": gains,
     }
-    (run / TRANSFER).write_text(json.dumps(found, indent=2) + "\n")
+    replace_json(run / TRANSFER, found)
     return found
 
 
