@@ -16,10 +16,10 @@ def sampled_pool(backbone: Backbone, spec: MixtureSpec, rng: np.random.Generator
     ordinary = [token for token in range(len(backbone.tokenizer)) if token not in specials]
     drawn = rng.choice(ordinary, (spec.num_experts, spec.tokens_per_expert))
     ids = torch.from_numpy(drawn).to(backbone.device)
-    if spec.form == "hidden":
-        tensors = {"pool.hidden": hidden_at(backbone, spec.injection_layer, ids, torch.ones_like(ids))}
-    else:
+    hidden = hidden_at(backbone, spec.injection_layer, ids, torch.ones_like(ids))
+    tensors = {"pool.hidden": hidden}
+    if spec.form == "kv":
         tensors = {}
-        for layer, (keys, values) in keys_and_values(backbone.model, spec.injection_layer, None, ids).items():
+        for layer, (keys, values) in keys_and_values(backbone.model, spec.injection_layer, hidden).items():
             tensors |= {f"pool.keys.{layer}": keys, f"pool.values.{layer}": values}
     return {name: tensor.float().cpu().numpy().copy() for name, tensor in tensors.items()}

@@ -16,6 +16,7 @@ from common.backbone import Backbone, no_interface_message
 KVShape = tuple[int, int, int]  # key/value heads, key size, value size
 
 
+@lru_cache(maxsize=1)  # hidden prompts ask for it at every step
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Find the stack of decoder layers: the outermost ModuleList of the right length."""
     num_layers = model.config.get_text_config().num_hidden_layers
@@ -164,28 +165,23 @@ def entering(model: Any, layer: int, hidden: Float[Tensor, "batch seq hidden"]) 
             del skipped.__dict__["forward"]
 
 
-def keys_and_values(
-    model: Any, first_layer: int, hidden: Float[Tensor, "texts length hidden"] | None, token_ids: Tensor | None = None
-) -> dict[int, Pairs]:
+def keys_and_values(model: Any, first_layer: int, hidden: Float[Tensor, "texts length hidden"]) -> dict[int, Pairs]:
     """Return what each layer from `first_layer` on makes of short texts: `[texts, length, kv_heads, size]`.
 
-    The texts are given as hidden states at `first_layer`, or else as token ids. They stand before a text that begins at
-    position 0, so rotary positions are negative: with one text, a query sees it as it sees a prefix.
+    `hidden` are the texts' states where they enter `first_layer`. They stand before a text that begins at position 0,
+    so rotary positions are negative: with one text, a query sees it as it sees a prefix.
     """
-    given = hidden if token_ids is None else token_ids
-    assert given is not None
-    ids = torch.zeros(given.shape[:2], dtype=torch.long, device=model.device) if token_ids is None else token_ids
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=model.device)
     length = ids.shape[1]
     # Learned positions are added below the injection layer, and have no negative ones.
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
     positions = torch.arange(-length if rotary else 0, 0 if rotary else length, device=model.device)
-    attentions = attention_modules(model)
-    with catching(model) as caught:
-        arguments = {"attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
-        arguments |= {"input_ids": ids, "position_ids": positions.expand(ids.shape)}
-        if hidden is None:
-            model(**arguments)
-        else:
-            with entering(model, first_layer, hidden):
-                model(**arguments)
-    return {layer: caught[module] for layer, (module, _) in attentions.items() if layer >= first_layer}
+    with catching(model) as caught, entering(model, first_layer, hidden):
+        model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=positions.expand(ids.shape),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return {layer: caught[module] for layer, (module, _) in attention_modules(model).items() if layer >= first_layer}
