@@ -58,6 +58,7 @@ def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
 
 
 def read_array(name: str, array: Array) -> NDArray[Any]:
+    """Read an array. Raises ValueError, naming it, for bytes that are none."""
     try:
         return array.numpy()
     except Exception as error:  # bytes that are no array make numpy raise EOFError, MemoryError, OverflowError and more
@@ -65,30 +66,35 @@ def read_array(name: str, array: Array) -> NDArray[Any]:
 
 
 def read_count(value: object) -> int:
+    """Return a whole number. Raises TypeError for anything else, as all below."""
     if not isinstance(value, int):
         raise TypeError(f"expected a whole number, got {value!r}")
     return value
 
 
 def read_counts(values: object) -> list[int]:
+    """Return a list of whole numbers."""
     if not isinstance(values, list):
         raise TypeError(f"expected a list of whole numbers, got {values!r}")
     return [read_count(value) for value in values]
 
 
 def read_number(value: object) -> float:
+    """Return a number."""
     if not isinstance(value, int | float):
         raise TypeError(f"expected a number, got {value!r}")
     return value
 
 
 def read_numbers(values: object) -> list[float]:
+    """Return a list of numbers."""
     if not isinstance(values, list):
         raise TypeError(f"expected a list of numbers, got {values!r}")
     return [read_number(value) for value in values]
 
 
 def read_texts(values: object) -> list[str]:
+    """Return a list of texts."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"expected a list of texts, got {values!r}")
     return values
