@@ -15,13 +15,12 @@ import bitsandbytes
 import torch
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from common.attention import ATTENTION
@@ -51,7 +50,12 @@ class Backbone:
     @property
     def max_positions(self) -> int:
         """Length (tokens) of the longest text that the model was made for."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+        return max_positions(self.model)
+
+
+def max_positions(model: Any) -> int:
+    """Return the length (tokens) of the longest text that a model was made for."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -104,7 +108,7 @@ def load_model(name: str, quantization: str, device: str) -> tuple[Any, Any, tor
     except KeyError as error:
         if error.args != (ATTENTION,):
             raise
-        raise ValueError(no_interface_message(architecture.__name__)) from None
+        raise ValueError(no_interface_message(architecture)) from None
     freeze(model.eval())
     return model, tokenizer, place
 
@@ -115,17 +119,16 @@ def freeze(model: nn.Module) -> None:
     _keep_exact_gradients(model)
 
 
-def _architecture(source: str) -> type:
-    """Return the class of a backbone's model. Raises ValueError for a family that transformers does not know."""
+def _architecture(source: str) -> str:
+    """Return the name of a backbone's class. Raises ValueError for a family that transformers does not know."""
     config, _ = PreTrainedConfig.get_config_dict(source)
     family = config.get("model_type", "")
-    if family not in CONFIG_MAPPING or type(CONFIG_MAPPING[family]()) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"the family {family!r} of backbone {source!r} is not known to transformers as a causal language model: "
             "choose a decoder such as Llama or Qwen"
         )
-    architecture: type = MODEL_FOR_CAUSAL_LM_MAPPING[type(CONFIG_MAPPING[family]())]
-    return architecture
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
 
 
 def no_interface_message(architecture: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from common.backbone import max_positions
 from common.batches import pad_id
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Answerer:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_new_tokens = max_new_tokens
-        self._longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
+        self._longest = max_positions(model)
         self._ways: dict[str, Any] = {"num_beams": num_beams, "do_sample": temperature > 0}
         if temperature > 0:
             self._ways["temperature"] = temperature
