@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -13,7 +14,6 @@ from common.perplexity import geometric_mean, total
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply
 from server.exchange import wait_for_nodes
-from server.expert_use import use_by_task
 from server.first_mixture import first_mixture
 from server.preparation import prepare_clients
 from server.run_directory import RunDirectory, new_run_directory
@@ -113,7 +113,9 @@ def result_by_task(replies: dict[int, PrepareReply], last: dict[int, EvaluateRep
         holders = [client for client, reply in last.items() if task in reply.scores and task in replies[client].scores]
         if not holders:
             continue
-        mass = use_by_task(last[client] for client in holders)[task]
+        mass = np.sum(
+            [last[client].expert_use[task] * last[client].scores[task].num_examples for client in holders], axis=0
+        )
         before = total(replies[client].scores[task] for client in holders)
         after = total(last[client].scores[task] for client in holders)
         rows.append(

@@ -61,6 +61,7 @@ class MixtureStrategy:
             last = evaluated.replies
             clients = [total(reply.scores.values()) for reply in last.values()]
             use = use_by_task(last.values())
+            share = share_of_experts(use)
             gated = {task: mass[: self.spec.num_gated] for task, mass in use.items()}
             figures = {
                 "round": server_round,
@@ -73,8 +74,8 @@ class MixtureStrategy:
                 "bytes_down": trained.bytes_down + evaluated.bytes_down,
                 "bytes_up": trained.bytes_up + evaluated.bytes_up,
                 "seconds": time.monotonic() - started,
-                "expert_use": share_of_experts(use).tolist(),
-                "smallest_expert_use": float(share_of_experts(use).min()),
+                "expert_use": share.tolist(),
+                "smallest_expert_use": float(share.min()),
                 "task_expert_information": task_expert_information(gated),
                 "gate_entropy": float(np.mean([update.gate_entropy for update in trained.replies.values()])),
             }
