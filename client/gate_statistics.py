@@ -74,7 +74,8 @@ def sums_by_cluster(
     projected: Float[np.ndarray, "examples features"], centres: Float[np.ndarray, "clusters features"]
 ) -> ClusterReply:
     """Assign each example to its nearest centre; add up what each got: a client's part of a step of k-means."""
-    distances = ((projected[:, None] - centres[None].astype(np.float64)) ** 2).sum(axis=2)
+    # Centre by centre: all differences at once would be clusters times the features.
+    distances = np.stack([((projected - centre.astype(np.float64)) ** 2).sum(axis=1) for centre in centres], axis=1)
     nearest = distances.argmin(axis=1)
     is_nearest = (nearest == np.arange(len(centres))[:, None]).astype(np.float64)
     return ClusterReply(is_nearest.sum(axis=1), is_nearest @ projected, float(distances.min(axis=1).sum()))

@@ -1,5 +1,7 @@
 """A random projection that server and clients draw alike, so that second moments of the gate's input stay small."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,7 @@ from numpy.typing import NDArray
 MAX_FEATURES = 512
 
 
+@lru_cache(maxsize=1)  # each step of k-means asks for it
 def projection(hidden_size: int, seed: int) -> NDArray[np.float64]:
     """Return a matrix `[features, hidden]` that keeps distances on average (Johnson and Lindenstrauss)."""
     if hidden_size <= MAX_FEATURES:
