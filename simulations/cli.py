@@ -10,7 +10,6 @@ from typing import Annotated
 import click
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from common.config import QUANTIZATIONS
 from common.saved_run import read_run
@@ -19,6 +18,7 @@ from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
 from simulations.simulate import Engine, simulate
 from simulations.sweep import EvalSplit, sweep
+from simulations.view import progress_of_runs
 
 
 class Quantization(StrEnum):
@@ -27,16 +27,18 @@ class Quantization(StrEnum):
     NONE, NF4, INT8 = QUANTIZATIONS
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="a preset or TOML file, then overrides"),
+]
+
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command("simulate")
 def simulate_command(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="a preset or TOML file, then overrides"),
-    ] = None,
+    words: Words = None,
     engine: Annotated[
         Engine, typer.Option(help="inline: in this process; ray: Flower's simulation engine")
     ] = Engine.INLINE,
@@ -69,10 +71,7 @@ def sweep_command(
 
 @app.command()
 def train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="a preset or TOML file, then overrides"),
-    ] = None,
+    words: Words = None,
 ) -> None:
     """Train one mixture on all clients' data together, the upper bound; print every client's perplexity."""
     simulate([*(words or []), "centralised=true"], Engine.INLINE, 1, 0.0, console)
@@ -89,7 +88,7 @@ def transfer(
     from simulations.sweep_transfer import is_sweep, transfer_by_setting
     from simulations.transfer import prompt_transfer_gain, transfer_table
 
-    with Progress(console=console, transient=True) as progress:
+    with progress_of_runs(console) as progress:
         bar = progress.add_task("training a prompt on each task alone", total=None)
 
         def on_task(done: int, count: int) -> None:

@@ -7,12 +7,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from simulations.grid import points, portable, read_axes, read_seeds
 from simulations.runs import Run, run_all, sole_use
 from simulations.simulate import read_result
 from simulations.sweep_table import TABLE, Sweep, why_no_plot, write
+from simulations.view import progress_of_runs
 
 RUNS = "runs"
 
@@ -71,14 +71,7 @@ def _run(report: Sweep, num_ended: int, num_processes: int, output: Path, consol
     """Run what is not done, with a line for each run and a progress line; return how many runs failed."""
     runs = [point.run for point in report.points]
     num_failed = 0
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
+    progress = progress_of_runs(console)
     bar = progress.add_task("", total=len(runs))
 
     def show_progress() -> None:

@@ -17,6 +17,12 @@ POLL_SECONDS = 0.2
 STEPS = {"backbone": "evaluating the backbone alone", "train": "training", "mixture": "evaluating the mixture"}
 
 
+def progress_of_runs(console: Console) -> Progress:
+    """Return a line that says what is being done, how much of it is done and for how long, and goes at the end."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
 class _Tail:
     """Reads the new lines of a file that may not exist yet."""
 
@@ -45,14 +51,7 @@ class RunView:
         self._metrics, self._rounds = _Tail(directory / METRICS), _Tail(directory / ROUNDS)
         self._num_rounds, self._num_clients, self._centralised = num_rounds, num_clients, centralised
         self._answered: dict[tuple[int, str], set[int]] = defaultdict(set)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = progress_of_runs(console)
         self._bar = self._progress.add_task("loading the backbone and the data", total=None)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-view", daemon=True)
