@@ -20,7 +20,7 @@ PARTITIONS = ("by-task", "dirichlet")
 DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
-RANDOM, VOCABULARY = "random", "vocabulary"  # values of prompt-init that name no run directory
+RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 _AT_LEAST_ONE = (
@@ -86,6 +86,11 @@ class Config:
     balance_weight: float
     task_weights: TaskWeights
     task_weight_learning_rate: float
+
+    @property
+    def init_run(self) -> Path | None:
+        """The directory of the run that the first prompts come from, if they come from one."""
+        return None if self.prompt_init in (RANDOM_INIT, VOCABULARY_INIT) else Path(self.prompt_init)
 
     def mixture_spec(
         self, hidden_size: int, kv_shapes: Mapping[int, tuple[int, int, int]], tasks: Iterable[str]
@@ -173,10 +178,9 @@ def _check(config: Config) -> None:
     gated = config.num_experts - config.shared_expert
     if config.top_k > gated:
         raise ValueError(f"top-k must be at most {gated}, the experts that the gate weighs, got {config.top_k}")
-    if config.prompt_init not in (RANDOM, VOCABULARY) and not Path(config.prompt_init).is_dir():
-        raise ValueError(
-            f"prompt-init must be {RANDOM}, {VOCABULARY} or the directory of a run, got {config.prompt_init!r}"
-        )
+    if config.init_run is not None and not config.init_run.is_dir():
+        expected = f"{RANDOM_INIT}, {VOCABULARY_INIT} or the directory of a run"
+        raise ValueError(f"prompt-init must be {expected}, got {config.prompt_init!r}")
     layers = num_layers(config.backbone)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")

@@ -1,6 +1,7 @@
 """The mixture that round 1 starts from: its prompts drawn or taken over, its gate standardised and pre-trained."""
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.config import RANDOM, Config
-from common.config import VOCABULARY as FROM_VOCABULARY
+from common.config import VOCABULARY_INIT, Config
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import SavedMixture, check_fingerprint, read_mixture
 from common.mixture_spec import GATE_STATISTICS, MixtureSpec
@@ -25,7 +25,7 @@ from common.wire.preparation import (
 )
 from common.wire.rounds import instruction
 from server.clusters import k_means
-from server.exchange import exchange
+from server.exchange import Exchanged, Reply, exchange
 from server.gate_fit import experts_by_label, fit_input_gate, fit_task_gate
 from server.gate_statistics import Float, standardise, sum_statistics
 from server.preparation import Preparation
@@ -42,28 +42,44 @@ def first_mixture(grid: Grid, config: Config, spec: MixtureSpec, preparation: Pr
     arrays = initial_arrays(spec, rng)
     if spec.has_gate and config.standardise_gate_input:
         arrays = standardise(arrays, sum_statistics(list(preparation.replies.values())))
-    if config.prompt_init == FROM_VOCABULARY:
+    if config.prompt_init == VOCABULARY_INIT:
         arrays |= _prompts_from_vocabulary(grid, config, spec, preparation)
-    elif config.prompt_init != RANDOM:
+    elif config.init_run is not None:
         arrays |= taken_over(config, spec, next(iter(preparation.replies.values())).fingerprint)
     if not spec.has_gate or config.gate_pretraining == "none":
         return arrays
     return _pretrain_gate(grid, config, spec, preparation, arrays, rng)
 
 
+def _ask(
+    grid: Grid,
+    config: Config,
+    preparation: Preparation,
+    query: str,
+    content: RecordDict,
+    nodes: Mapping[int, int],
+    read: Callable[[RecordDict], Reply],
+) -> Exchanged[Reply]:
+    """Make an exchange, and count it as part of the preparation."""
+    exchanged = exchange(
+        grid, f"query.{query}", content, nodes, config.round_timeout_seconds, read, lambda client, reply: None
+    )
+    preparation.count(query, exchanged)
+    return exchanged
+
+
 def _prompts_from_vocabulary(grid: Grid, config: Config, spec: MixtureSpec, preparation: Preparation) -> Arrays:
     """Ask the clients, one after the other until one answers: all would answer the same."""
     for client, node in preparation.nodes.items():
-        exchanged = exchange(
+        exchanged = _ask(
             grid,
-            f"query.{VOCABULARY}",
+            config,
+            preparation,
+            VOCABULARY,
             instruction(0),
             {client: node},
-            config.round_timeout_seconds,
             lambda content: unpack_pool(content, spec.pool()),
-            lambda client, pool: None,
         )
-        preparation.count(VOCABULARY, exchanged)
         if exchanged.replies:
             return exchanged.replies[client]
     raise RuntimeError(f"no client sent prompts: {next(iter(preparation.failed[VOCABULARY].values()))}")
@@ -123,16 +139,7 @@ def _pretrain_gate(
             raise ValueError(f"the moments have size {len(moments)}, expected {num_features}")
         return moments
 
-    exchanged = exchange(
-        grid,
-        f"query.{MOMENTS}",
-        instruction(0, statistics_down),
-        preparation.nodes,
-        config.round_timeout_seconds,
-        read,
-        lambda client, moments: None,
-    )
-    preparation.count(MOMENTS, exchanged)
+    exchanged = _ask(grid, config, preparation, MOMENTS, instruction(0, statistics_down), preparation.nodes, read)
     if not exchanged.replies:
         raise RuntimeError(f"no client sent its moments: {next(iter(exchanged.failures.values()))}")
     moments: Float = np.sum(list(exchanged.replies.values()), axis=0)
@@ -140,16 +147,15 @@ def _pretrain_gate(
     statistics = sum_statistics([preparation.replies[client] for client in exchanged.replies])
 
     def ask(centres: Float) -> list[ClusterReply]:
-        stepped = exchange(
+        stepped = _ask(
             grid,
-            f"query.{CLUSTERS}",
+            config,
+            preparation,
+            CLUSTERS,
             instruction(0, statistics_down | {"centres": centres.astype(np.float32)}),
             {client: preparation.nodes[client] for client in exchanged.replies},
-            config.round_timeout_seconds,
             lambda content: unpack_cluster_reply(content, spec.num_gated, num_features),
-            lambda client, reply: None,
         )
-        preparation.count(CLUSTERS, stepped)
         if not stepped.replies:
             raise RuntimeError(f"no client sent its clusters: {next(iter(stepped.failures.values()))}")
         return list(stepped.replies.values())

@@ -1,7 +1,6 @@
 """`fedmops generate`: ask a run's model, one question or a file of them."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from common.mixture_spec import MixtureSpec
 from common.saved_run import SavedRun
 from simulations.questions import Question, Row
+from simulations.simulate import spin_briefly
 
 BATCH_SIZE = 16
 # Rows that are sorted by length together, so that little padding is computed and results still come soon.
@@ -79,7 +79,7 @@ def gate_table(spec: MixtureSpec, weights: Sequence[float]) -> str:
 
 
 def _answerer(run: SavedRun, ways: Ways, errors: Console) -> Any:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in simulate.py
+    spin_briefly()
     with errors.status("loading the model"):
         # torch and transformers take seconds to import: only once the input is known to be right.
         import torch

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from common.backbone_source import BUILT_IN, distribution_root
-from common.config import RANDOM, VOCABULARY, Config, Value, read_config
+from common.config import Config, Value, read_config
 from common.mixture_file import read_mixture
 from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
 from simulations.report import gate_line, result_table
@@ -40,8 +40,8 @@ def simulate(
     from common.partition import partitions_of
 
     partitions_of(config)
-    if config.prompt_init not in (RANDOM, VOCABULARY):
-        read_mixture(Path(config.prompt_init))
+    if config.init_run is not None:
+        read_mixture(config.init_run)
     if engine == Engine.RAY:
         _check_resources(cpus_per_client)
     elif cpus_per_client != 1 or gpus_per_client:
@@ -91,10 +91,17 @@ def read_result(directory: Path) -> dict[str, Any]:
     return result
 
 
-def _run_inline(run_config: dict[str, Value], config: Config) -> None:
-    # libgomp's threads wait by spinning. With another process on one of two cores a round then took 12 times as long;
-    # with so short a spin 2.4 times, and no longer on an idle machine (docs/log.md). Read when torch is imported.
+def spin_briefly() -> None:
+    """Let libgomp's threads, which wait by spinning, do so for a short time; to be called before torch is imported.
+
+    With another process on one of two cores a round took 12 times as long; with so short a spin 2.4 times, and no
+    longer on an idle machine (docs/log.md).
+    """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _run_inline(run_config: dict[str, Value], config: Config) -> None:
+    spin_briefly()
     # torch and transformers take seconds to import: only once the input is known to be right.
     from client.app import app as client_app
     from server.app import app as server_app
@@ -115,12 +122,14 @@ def _run_on_ray(
     from simulations.flower import run_on_ray
 
     # Flower's processes work in a directory of their own.
-    for key, names in (("data", (BUILT_IN,)), ("backbone", (BUILT_IN,)), ("prompt-init", (RANDOM, VOCABULARY))):
-        path = Path(str(run_config[key]))
-        if run_config[key] not in names and path.exists():
-            run_config = run_config | {key: str(path.resolve())}
+    is_path = {
+        "data": config.data != BUILT_IN,
+        "backbone": config.backbone != BUILT_IN and Path(config.backbone).exists(),  # else it is of the hub
+        "prompt-init": config.init_run is not None,
+    }
+    absolute = {key: str(Path(str(run_config[key])).resolve()) for key, holds in is_path.items() if holds}
     outcome = run_on_ray(
-        distribution_root(), run_config, config.num_clients, cpus_per_client, gpus_per_client, directory
+        distribution_root(), run_config | absolute, config.num_clients, cpus_per_client, gpus_per_client, directory
     )
     if outcome.status != "finished:completed":
         raise RuntimeError(f"Flower says {outcome.status}: {outcome.details or 'no details'} (see {outcome.log_path})")
