@@ -5,65 +5,32 @@ import io
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from messages import (
+    ARRAYS,
+    SCORES,
+    cluster_reply,
+    evaluate_reply,
+    prepare_reply,
+    read_clusters,
+    read_pool,
+    read_use,
+    train_reply,
+)
 
-from common.mixture_arrays import initial_arrays
-from common.mixture_spec import MixtureSpec
-from common.perplexity import AnswerScore
 from common.wire.preparation import (
-    ClusterReply,
-    PrepareReply,
     pack_cluster_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
-    unpack_cluster_reply,
     unpack_moments,
-    unpack_pool,
     unpack_prepare_reply,
 )
 from common.wire.records import pack_scores, unpack_arrays, unpack_scores
 from common.wire.rounds import (
-    EvaluateReply,
-    TrainReply,
     pack_evaluate_reply,
     pack_train_reply,
-    unpack_evaluate_reply,
     unpack_train_reply,
 )
-
-SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
-ARRAYS = initial_arrays(SPEC, np.random.default_rng(0))
-SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
-
-
-def train_reply():
-    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75, np.array([39.0, 1.0]))
-
-
-def evaluate_reply():
-    return EvaluateReply(SCORES, {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])})
-
-
-def cluster_reply():
-    return ClusterReply(np.array([3.0, 0.0]), np.arange(6.0).reshape(2, 3) / 7, 1.5)
-
-
-def read_use(content):
-    return unpack_evaluate_reply(content, 3)
-
-
-def read_clusters(content):
-    return unpack_cluster_reply(content, 2, 3)
-
-
-def read_pool(content):
-    return unpack_pool(content, SPEC.pool())
-
-
-def prepare_reply():
-    counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
-    kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
-    return PrepareReply(5, "abc", 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
 
 
 def without(record, key):

@@ -1,0 +1,43 @@
+"""A message of every kind, and the readers that need to be told what to expect."""
+
+import numpy as np
+
+from common.mixture_arrays import initial_arrays
+from common.mixture_spec import MixtureSpec
+from common.perplexity import AnswerScore
+from common.wire.preparation import ClusterReply, PrepareReply, unpack_cluster_reply, unpack_pool
+from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply
+
+SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
+ARRAYS = initial_arrays(SPEC, np.random.default_rng(0))
+SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
+
+
+def train_reply():
+    return TrainReply(ARRAYS, 1.25, 40, np.array([30.0, 9.5, 0.5]), 0.75, np.array([39.0, 1.0]))
+
+
+def evaluate_reply():
+    return EvaluateReply(SCORES, {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])})
+
+
+def cluster_reply():
+    return ClusterReply(np.array([3.0, 0.0]), np.arange(6.0).reshape(2, 3) / 7, 1.5)
+
+
+def read_use(content):
+    return unpack_evaluate_reply(content, 3)
+
+
+def read_clusters(content):
+    return unpack_cluster_reply(content, 2, 3)
+
+
+def read_pool(content):
+    return unpack_pool(content, SPEC.pool())
+
+
+def prepare_reply():
+    counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
+    kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
+    return PrepareReply(5, "abc", 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
