@@ -117,12 +117,17 @@ def backbone_on_disk(directory: Path, seed: int = 0) -> str:
     return str(directory)
 
 
+def mixture_on_disk(directory: Path, mixture: Mixture, fingerprint: str, source: str) -> None:
+    """Write a mixture as a run does after a round."""
+    (directory / CARD).write_text(json.dumps(card(mixture.spec, source, fingerprint, 2)))
+    arrays = {name: tensor.numpy() for name, tensor in mixture.state_dict().items()}
+    (directory / WEIGHTS).write_bytes(weights_bytes(arrays))
+
+
 def run_on_disk(directory: Path, source: str, quantization: str = "none", mixture: Mixture | None = None) -> Mixture:
     """Write what a run leaves behind; return the mixture."""
     mixture = mixture or mixture_for(load_backbone.__wrapped__(source, quantization, "cpu"))
     directory.mkdir()
-    described = card(mixture.spec, source, fingerprint(source, quantization), 2)
-    (directory / CARD).write_text(json.dumps(described))
-    (directory / WEIGHTS).write_bytes(weights_bytes({k: v.numpy() for k, v in mixture.state_dict().items()}))
+    mixture_on_disk(directory, mixture, fingerprint(source, quantization), source)
     (directory / CONFIG).write_text(json.dumps({"backbone": source, "quantization": quantization, "seed": 0}))
     return mixture

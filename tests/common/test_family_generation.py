@@ -6,13 +6,13 @@ import pytest
 import torch
 from families import FAMILIES, family_backbone, family_model
 from peft import get_peft_model
+from peft_tiny import peft_warns
 from tiny import byte_tokenizer, examples, mixture_for, tokenized
 
 from common.attention import ATTENTION
 from common.peft_mixture import MixtureConfig
 
-# peft 0.21 asks transformers by a name that is going.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = peft_warns
 
 LAYER, NEW_TOKENS = 2, 6
 HOW = {

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from peft_tiny import peft_warns
 from tiny import CPU, backbone_on_disk, byte_tokenizer, examples, mixture_for, run_on_disk, tokenized
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,6 @@ from common.mixture_file import CARD, WEIGHTS
 from common.saved_run import CONFIG, read_run
 
 # What peft prints on loading when it is called without load_run.
-peft_warns = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
