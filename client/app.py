@@ -7,8 +7,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 
+from client.adapter import AdaptedBackbone
 from client.evaluator import evaluate
 from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
+from client.hand_written import with_hand_written_prompt
 from client.partition_data import PartitionData, load_partition_data, load_pooled_training_data
 from client.trainer import TrainSettings, train
 from client.vocabulary import sampled_pool
@@ -20,11 +22,13 @@ from common.mixture import Mixture
 from common.mixture_spec import MixtureSpec
 from common.projection import projection
 from common.wire.preparation import (
+    ADAPTER,
     CLUSTERS,
     MOMENTS,
     PREPARE,
     VOCABULARY,
     PrepareReply,
+    pack_adapter,
     pack_cluster_reply,
     pack_moments,
     pack_pool,
@@ -86,13 +90,23 @@ def on_vocabulary(message: Message, context: Context) -> Message:
     return Message(pack_pool(pool), reply_to=message)
 
 
+@app.query(ADAPTER)
+def on_adapter(message: Message, context: Context) -> Message:
+    """Draw the first adapter of a baseline; the server, which has no peft, asks one client for it."""
+    config, _, backbone, _ = _open(context)
+    with AdaptedBackbone(backbone, config, read_instruction(message.content).tasks) as adapted:
+        return Message(pack_adapter(adapted.spec, adapted.arrays()), reply_to=message)
+
+
 @app.train()
 def on_train(message: Message, context: Context) -> Message:
-    """Train the mixture that the server sent; send it back with the use of its experts."""
+    """Train what the server sent, in a round or for the client's own use after the last; send it back."""
     config, partition, backbone, data = _open(context)
     instruction = read_instruction(message.content)
     examples, num_steps = data.train.tokenized, config.num_local_steps
-    if config.centralised:
+    if instruction.server_round > config.num_rounds:
+        num_steps = config.num_personal_steps
+    elif config.centralised:
         examples, num_steps = load_pooled_training_data(config, backbone), num_steps * config.num_clients
     settings = TrainSettings(
         num_steps=num_steps,
@@ -104,9 +118,9 @@ def on_train(message: Message, context: Context) -> Message:
         task_weight_learning_rate=config.task_weight_learning_rate,
     )
     rng = np.random.default_rng([config.seed, instruction.server_round, partition])
-    with _prompted(config, backbone, instruction) as prompted:
-        result = train(prompted, examples, settings, rng)
-        arrays = prompted.mixture.trained_arrays()
+    with _tuned(config, backbone, instruction) as tuned:
+        result = train(tuned, examples, settings, rng)
+        arrays = tuned.trainee.trained_arrays()
     reply = TrainReply(
         arrays, result.loss, result.num_examples, result.usage, result.gate_entropy, result.task_examples
     )
@@ -115,10 +129,14 @@ def on_train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def on_evaluate(message: Message, context: Context) -> Message:
-    """Score the mixture that the server sent on the client's evaluation examples."""
+    """Score what the server sent on the client's evaluation examples."""
     config, _, backbone, data = _open(context)
-    with _prompted(config, backbone, read_instruction(message.content)) as prompted:
-        evaluation = evaluate(prompted, data.evaluation.examples, data.evaluation.tokenized)
+    if config.method == "hand-written":
+        asked = with_hand_written_prompt(config, data, backbone)
+        evaluation = evaluate(backbone, asked.examples, asked.tokenized)
+    else:
+        with _tuned(config, backbone, read_instruction(message.content)) as tuned:
+            evaluation = evaluate(tuned, data.evaluation.examples, data.evaluation.tokenized)
     return Message(pack_evaluate_reply(EvaluateReply(evaluation.scores, evaluation.expert_use)), reply_to=message)
 
 
@@ -155,7 +173,11 @@ def _spec(config: Config, backbone: Backbone, tasks: tuple[str, ...]) -> Mixture
     return config.mixture_spec(backbone.hidden_size, probe_kv_shapes(backbone, layer), tasks)
 
 
-def _prompted(config: Config, backbone: Backbone, instruction: Instruction) -> PromptedBackbone:
+def _tuned(config: Config, backbone: Backbone, instruction: Instruction) -> PromptedBackbone | AdaptedBackbone:
+    if config.method != "mixture":
+        adapted = AdaptedBackbone(backbone, config, instruction.tasks)
+        adapted.load_arrays(instruction.arrays)
+        return adapted
     mixture = Mixture(_spec(config, backbone, instruction.tasks)).to(backbone.device)
     mixture.load_arrays(instruction.arrays)
     return PromptedBackbone(backbone, mixture)

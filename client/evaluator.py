@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.adapter import Tuned
 from common.answer_loss import answer_nll
 from common.backbone import Backbone
 from common.batches import TokenizedExample, collate, in_order_of_length, pad_id
 from common.decoder import forward
 from common.example import Example
-from common.injection import PromptedBackbone
 from common.perplexity import AnswerScore
 
 EVALUATION_BATCH_SIZE = 64
@@ -22,7 +22,7 @@ EVALUATION_BATCH_SIZE = 64
 class Evaluation:
     """Per task, tasks in alphabetical order: the score, and the experts' mean weights `[experts]`.
 
-    The backbone alone uses no experts: then there are no weights.
+    The backbone alone counts as one expert in full use, as a baseline does.
     """
 
     scores: dict[str, AnswerScore]
@@ -30,22 +30,20 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: Backbone | PromptedBackbone, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]
-) -> Evaluation:
+def evaluate(model: Backbone | Tuned, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> Evaluation:
     """Score the answers of `examples` (`tokenized`, in the same order) per task."""
-    backbone = model.backbone if isinstance(model, PromptedBackbone) else model
+    backbone = model if isinstance(model, Backbone) else model.backbone
     padding = pad_id(backbone.tokenizer)
     nll = [0.0] * len(examples)
-    weights: list[NDArray[np.float64]] = [np.zeros(0)] * len(examples)
+    weights: list[NDArray[np.float64]] = [np.ones(1)] * len(examples)
     for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
         batch = collate([tokenized[index] for index in indices], padding, backbone.device)
-        if isinstance(model, PromptedBackbone):
+        if isinstance(model, Backbone):
+            logits = forward(model, batch.input_ids, batch.attention_mask, batch.num_logits)
+        else:
             logits, log_weights = model.logits(batch)
             for index, row in zip(indices, log_weights.exp().double().cpu().numpy(), strict=True):
                 weights[index] = row
-        else:
-            logits = forward(model, batch.input_ids, batch.attention_mask, batch.num_logits)
         for index, value in zip(indices, answer_nll(logits, batch.labels).tolist(), strict=True):
             nll[index] = value
     tasks = sorted({example.task for example in examples})

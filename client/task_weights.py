@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from client.adapter import Trainee
 from common.config import TaskWeights
-from common.mixture import UNKNOWN_TASK, Mixture
+from common.mixture import UNKNOWN_TASK
 
 
 class JointLoss:
@@ -19,19 +20,19 @@ class JointLoss:
     the log variance of the task (homoscedastic uncertainty, Kendall et al. 2018, equation 10).
     """
 
-    def __init__(self, kind: TaskWeights, mixture: Mixture, tasks: Sequence[str]) -> None:
+    def __init__(self, kind: TaskWeights, trainee: Trainee, tasks: Sequence[str]) -> None:
         counts = Counter(tasks)
         self._weights = {
             task: len(tasks) / (len(counts) * count) if kind == "uniform" else 1.0 for task, count in counts.items()
         }
-        self._mixture = mixture
+        self._trainee = trainee
 
     def __call__(self, nll: Float[Tensor, " batch"], num_tokens: Tensor, tasks: Sequence[str]) -> Float[Tensor, ""]:
         """Weigh the answers' summed negative log-likelihoods; `num_tokens` are those of all answers of the batch."""
-        log_variances = self._mixture.task_log_variances
+        log_variances = self._trainee.task_log_variances
         if log_variances is None:
             weights = torch.tensor([self._weights[task] for task in tasks], device=nll.device)
             return (weights * nll).sum() / num_tokens
-        ids = self._mixture.task_ids(tasks, nll.device)
+        ids = self._trainee.task_ids(tasks, nll.device)
         of_example = torch.where(ids == UNKNOWN_TASK, 0.0, log_variances[ids.clamp_min(0)])
         return (torch.exp(-of_example) * nll).sum() / num_tokens + of_example.mean() / 2

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.adapter import Tuned
 from client.task_weights import JointLoss
 from common.answer_loss import answer_nll
 from common.batches import IGNORED, TokenizedExample, collate, pad_id
 from common.config import TaskWeights
-from common.injection import PromptedBackbone
+from common.mixture import ParameterKind
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -64,23 +65,25 @@ def balance_penalty(log_weights: Float[Tensor, "batch experts"]) -> Float[Tensor
 
 
 def train(
-    prompted: PromptedBackbone,
+    tuned: Tuned,
     examples: Sequence[TokenizedExample],
     settings: TrainSettings,
     rng: np.random.Generator,
 ) -> TrainResult:
-    """Train the mixture in place for a number of steps; the backbone stays as it is.
+    """Train a mixture, or an adapter, in place for a number of steps; the backbone stays as it is.
 
     Raises FloatingPointError when the loss is not finite: a client must not send such an update.
     """
-    mixture, backbone, spec = prompted.mixture, prompted.backbone, prompted.mixture.spec
-    groups = [{"params": list(mixture.pool.parameters()), "lr": settings.learning_rate}]
-    if mixture.gate is not None:
-        trained = [parameter for parameter in mixture.gate.parameters() if parameter.requires_grad]
-        groups.append({"params": trained, "lr": settings.gate_learning_rate})
-    if mixture.task_log_variances is not None:
-        groups.append({"params": [mixture.task_log_variances], "lr": settings.task_weight_learning_rate})
-    joint_loss = JointLoss(settings.task_weights, mixture, [example.task for example in examples])
+    trainee, backbone, spec = tuned.trainee, tuned.backbone, tuned.trainee.spec
+    rates: dict[ParameterKind, float] = {
+        "prompts": settings.learning_rate,
+        "gate": settings.gate_learning_rate,
+        "task-weights": settings.task_weight_learning_rate,
+    }
+    by_kind = {kind: trained for kind, trained in trainee.trained_parameters().items() if trained}
+    parameters = [parameter for trained in by_kind.values() for parameter in trained]
+    joint_loss = JointLoss(settings.task_weights, trainee, [example.task for example in examples])
+    groups = [{"params": trained, "lr": rates[kind]} for kind, trained in by_kind.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     losses: list[Tensor] = []
     usage = torch.zeros(spec.num_experts, dtype=torch.float64, device=backbone.device)
@@ -90,21 +93,21 @@ def train(
     padding = pad_id(backbone.tokenizer)
     for indices in batches:
         batch = collate([examples[index] for index in indices], padding, backbone.device)
-        logits, log_weights = prompted.logits(batch)
+        logits, log_weights = tuned.logits(batch)
         gated = log_weights[:, : spec.num_gated]
         num_tokens = (batch.labels != IGNORED).sum()
         nll = answer_nll(logits, batch.labels)
         objective = joint_loss(nll, num_tokens, batch.tasks) + settings.balance_weight * balance_penalty(gated)
         optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(mixture.parameters(), MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         losses.append(nll.detach().sum() / num_tokens)
         usage += log_weights.detach().double().exp().sum(dim=0)
         entropy += torch.special.entr(gated.detach().double().exp()).sum()
         tasks_seen.update(batch.tasks)
     mean_loss = torch.stack(losses).mean().item()
-    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in mixture.parameters()):
+    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in parameters):
         raise FloatingPointError(
             f"training diverged (loss {mean_loss:.3g}): lower learning-rate, now {settings.learning_rate}"
         )

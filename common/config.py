@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from common.adapter_spec import METHODS, Method
 from common.backbone_source import BUILT_IN, num_layers
 from common.example import Split
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
@@ -20,15 +21,18 @@ PARTITIONS = ("by-task", "dirichlet")
 DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
+Aggregation = Literal["usage", "plain", "none"]
 RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
-    "gate_hidden_size task_embedding_size num_local_steps batch_size"
+    "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
-_NOT_NEGATIVE = "seed top_k gate_learning_rate balance_weight task_weight_learning_rate".split()
+_NOT_NEGATIVE = (
+    "seed top_k gate_learning_rate balance_weight task_weight_learning_rate num_shots num_personal_steps"
+).split()
 _CHOICES = {
     "quantization": QUANTIZATIONS,
     "partition": PARTITIONS,
@@ -39,6 +43,8 @@ _CHOICES = {
     "gate": GATE_KINDS,
     "gate_pretraining": get_args(GatePretraining),
     "task_weights": get_args(TaskWeights),
+    "method": METHODS,
+    "aggregation": get_args(Aggregation),
 }
 
 
@@ -61,6 +67,14 @@ class Config:
     dirichlet_alpha: float
     tasks: str
     centralised: bool
+    method: Method
+    num_virtual_tokens: int
+    lora_rank: int
+    lora_targets: str
+    prompt_text: str
+    num_shots: int
+    aggregation: Aggregation
+    num_personal_steps: int
     backbone: str
     quantization: str
     device: str
@@ -79,6 +93,7 @@ class Config:
     top_k: int
     standardise_gate_input: bool
     gate_pretraining: GatePretraining
+    freeze_gate: bool
     num_local_steps: int
     batch_size: int
     learning_rate: float
@@ -110,6 +125,7 @@ class Config:
             temperature=self.temperature,
             top_k=self.top_k,
             learned_task_weights=self.task_weights == "learned",
+            frozen_gate=self.freeze_gate,
         )
         named = spec.has_task_gate or spec.learned_task_weights
         return replace(spec, tasks=tuple(sorted(tasks)) if named else ())
@@ -181,6 +197,12 @@ def _check(config: Config) -> None:
     if config.init_run is not None and not config.init_run.is_dir():
         expected = f"{RANDOM_INIT}, {VOCABULARY_INIT} or the directory of a run"
         raise ValueError(f"prompt-init must be {expected}, got {config.prompt_init!r}")
+    if config.centralised and config.aggregation == "none":
+        raise ValueError(
+            "aggregation must be usage or plain in centralised training, which keeps one mixture, got 'none'"
+        )
+    if config.method != "mixture" and config.task_weights == "learned":
+        raise ValueError(f"task-weights must be size or uniform with method={config.method}, got 'learned'")
     layers = num_layers(config.backbone)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")

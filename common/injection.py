@@ -96,6 +96,11 @@ class PromptedBackbone:
         self.mixture = mixture
         self._injection = Injection(backbone.model, mixture)
 
+    @property
+    def trainee(self) -> Mixture:
+        """What is trained."""
+        return self.mixture
+
     def __enter__(self) -> "PromptedBackbone":
         return self
 

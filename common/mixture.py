@@ -1,6 +1,7 @@
 """The mixture of prompts: a pool of experts, and the gate that weighs them for each input."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
 
 UNKNOWN_TASK = -1
+ParameterKind = Literal["prompts", "gate", "task-weights"]
 
 
 class Gate(nn.Module):
@@ -40,6 +42,8 @@ class Gate(nn.Module):
             self.task_embeddings = nn.Parameter(torch.zeros(len(spec.tasks), size))
             self.query = nn.Linear(size, size, bias=False)
             self.expert_keys = nn.Parameter(torch.zeros(spec.num_gated, size))
+        if spec.frozen_gate:
+            self.requires_grad_(False)
 
     def forward(
         self, gate_input: Float[Tensor, "batch hidden"], task_ids: Int[Tensor, " batch"]
@@ -103,6 +107,12 @@ class Mixture(nn.Module):
             return gate_input.new_zeros(gate_input.shape[0], self.spec.num_experts)
         log_weights: Tensor = self.gate(gate_input, task_ids)
         return F.pad(log_weights, (0, int(self.spec.shared_expert)))
+
+    def trained_parameters(self) -> dict[ParameterKind, list[nn.Parameter]]:
+        """Return what training changes, by kind: each kind has a learning rate of its own."""
+        gate = [] if self.gate is None else [weight for weight in self.gate.parameters() if weight.requires_grad]
+        weights = [] if self.task_log_variances is None else [self.task_log_variances]
+        return {"prompts": list(self.pool.parameters()), "gate": gate, "task-weights": weights}
 
     def load_arrays(self, arrays: Arrays) -> None:
         """Take over the values of `arrays`, which must be all arrays of the mixture's spec."""

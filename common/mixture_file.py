@@ -28,10 +28,10 @@ class SavedMixture:
     fingerprint: str
 
 
-def weights_bytes(arrays: Arrays) -> bytes:
-    """Write arrays as safetensors under peft's names."""
+def weights_bytes(arrays: Arrays, prefix: str = PREFIX) -> bytes:
+    """Write arrays as safetensors under peft's names; an adapter of peft's own has them already."""
     # safetensors writes an array's memory as it lies, whatever its order.
-    written: bytes = save({PREFIX + name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    written: bytes = save({prefix + name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return written
 
 
@@ -58,6 +58,7 @@ def spec_fields(spec: MixtureSpec) -> dict[str, Any]:
 
 def spec_of_fields(described: dict[str, Any]) -> MixtureSpec:
     """Read a spec; other keys are ignored. Raises KeyError, TypeError or ValueError where it is none."""
+    described = {"frozen_gate": False} | described  # mixtures that were saved before gates could be frozen
     values = {field.name: described[field.name] for field in fields(MixtureSpec)}
     values["kv_shapes"] = {int(layer): tuple(sizes) for layer, sizes in values["kv_shapes"].items()}
     values["tasks"] = tuple(values["tasks"])

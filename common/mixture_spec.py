@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from common.adapter_spec import AdapterSpec
+
 Form = Literal["kv", "hidden"]
 GateKind = Literal["input", "task", "both"]
 Positions = Literal["all", "answer"]
@@ -39,6 +41,7 @@ class MixtureSpec:
     top_k: int = 0
     tasks: tuple[str, ...] = ()
     learned_task_weights: bool = False
+    frozen_gate: bool = False
 
     @property
     def num_gated(self) -> int:
@@ -74,13 +77,8 @@ class MixtureSpec:
     def trainable(self) -> dict[str, tuple[int, ...]]:
         """Return name and shape of every trained array, pool first: what a client sends back."""
         shapes = self.pool()
-        if self.has_gate and self.gate != "task":
-            shapes |= self._input_gate()
-        if self.has_task_gate:
-            size = self.task_embedding_size
-            shapes["gate.task_embeddings"] = (len(self.tasks), size)
-            shapes["gate.query.weight"] = (size, size)
-            shapes["gate.expert_keys"] = (self.num_gated, size)
+        if self.has_gate and not self.frozen_gate:
+            shapes |= self._trained_gate()
         if self.learned_task_weights:
             shapes["task_log_variances"] = (len(self.tasks),)
         return shapes
@@ -88,13 +86,22 @@ class MixtureSpec:
     def all(self) -> dict[str, tuple[int, ...]]:
         """Return name and shape of every array of the mixture: what the server sends.
 
-        Beside the trained ones these are the gate's fixed statistics and, where the gate goes by task alone, the input
-        gate as it was pre-trained, for tasks that have no embedding.
+        Beside the trained ones these are the gate's fixed statistics, a gate that stays as it was pre-trained and,
+        where the gate goes by task alone, the input gate as it was pre-trained, for tasks that have no embedding.
         """
         shapes = self.trainable()
         if self.has_gate:
             shapes |= dict.fromkeys(GATE_STATISTICS, (self.hidden_size,))
-            shapes |= self._input_gate()
+            shapes |= self._trained_gate() | self._input_gate()
+        return shapes
+
+    def _trained_gate(self) -> dict[str, tuple[int, ...]]:
+        shapes = self._input_gate() if self.gate != "task" else {}
+        if self.has_task_gate:
+            size = self.task_embedding_size
+            shapes["gate.task_embeddings"] = (len(self.tasks), size)
+            shapes["gate.query.weight"] = (size, size)
+            shapes["gate.expert_keys"] = (self.num_gated, size)
         return shapes
 
     def _input_gate(self) -> dict[str, tuple[int, ...]]:
@@ -112,10 +119,13 @@ def is_expertwise(name: str) -> bool:
 
 
 def is_taskwise(name: str) -> bool:
-    """Say whether an array's first axis counts tasks."""
-    return name in ("gate.task_embeddings", "task_log_variances")
+    """Say whether an array's first axis counts tasks; the last two are of peft's multitask prompt tuning."""
+    return name in ("gate.task_embeddings", "task_log_variances", "prefix_task_cols", "prefix_task_rows")
 
 
-def num_parameters(spec: MixtureSpec) -> int:
+Spec = MixtureSpec | AdapterSpec
+
+
+def num_parameters(spec: Spec) -> int:
     """Count the trained parameters."""
     return sum(int(np.prod(dimensions)) for dimensions in spec.trainable().values())

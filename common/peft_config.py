@@ -53,6 +53,7 @@ class MixtureConfig(PeftConfig):  # type: ignore[misc]
     top_k: int = 0
     tasks: list[str] = field(default_factory=list)
     learned_task_weights: bool = False
+    frozen_gate: bool = False
     special_token_ids: list[int] | None = None  # never read by the gate; None: begin, end and padding
     seed: int = 0  # of the first values
     fingerprint: str | None = None  # of the backbone

@@ -9,13 +9,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import Config, read_config
-from common.mixture_spec import num_parameters
+from common.mixture_arrays import Arrays
+from common.mixture_file import card
+from common.mixture_spec import Spec, num_parameters
 from common.perplexity import geometric_mean, total
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply
 from server.exchange import wait_for_nodes
+from server.first_adapter import first_adapter
 from server.first_mixture import first_mixture
-from server.preparation import prepare_clients
+from server.preparation import Preparation, prepare_clients
 from server.run_directory import RunDirectory, new_run_directory
 from server.strategy import MixtureStrategy
 
@@ -43,13 +46,12 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     started = time.monotonic()
     try:
         preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
-        first = next(iter(preparation.replies.values()))
-        spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks)
-        arrays = first_mixture(grid, config, spec, preparation)
+        spec, arrays, described = _first(grid, config, preparation)
     except (RuntimeError, ValueError):
         directory.discard()
         raise
-    log.info("%d clients; a mixture of %d parameters", len(preparation.nodes), num_parameters(spec))
+    num_trained = num_parameters(spec)
+    log.info("%d clients; %s of %d parameters", len(preparation.nodes), config.method, num_trained)
     clients = [total(reply.scores.values()) for reply in preparation.replies.values()]
     directory.add_round(
         {
@@ -65,17 +67,41 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     )
     strategy = MixtureStrategy(
         spec=spec,
+        card=described,
         nodes=preparation.nodes,
         client_fraction=config.client_fraction,
         seed=config.seed,
         timeout_seconds=config.round_timeout_seconds,
-        backbone=config.backbone,
-        fingerprint=first.fingerprint,
         centralised=config.centralised,
+        aggregation=config.aggregation,
     )
-    _, last = strategy.run(grid, arrays, config.num_rounds, directory)
-    directory.finish(result(preparation.replies, last) | {"tasks": result_by_task(preparation.replies, last)})
+    outcome = strategy.run(grid, arrays, config.num_rounds, directory)
+    figures = result(preparation.replies, outcome.last)
+    if config.num_personal_steps:
+        personal = strategy.personalise(grid, outcome, config.num_rounds + 1, directory)
+        add_personal(figures, personal.last)
+    tasks = result_by_task(preparation.replies, outcome.last)
+    directory.finish({"num_parameters": num_trained} | figures | {"tasks": tasks})
     log.info("results are in %s", directory.path)
+
+
+def _first(grid: Grid, config: Config, preparation: Preparation) -> tuple[Spec, Arrays, dict[str, Any]]:
+    """Return what round 1 starts from: sizes, values, and the card that is saved beside them."""
+    first = next(iter(preparation.replies.values()))
+    if config.method != "mixture":
+        adapter, arrays = first_adapter(grid, config, preparation)
+        return adapter, arrays, adapter.peft_card | {"base_model_name_or_path": config.backbone}
+    spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks)
+    return spec, first_mixture(grid, config, spec, preparation), card(spec, config.backbone, first.fingerprint, 0)
+
+
+def add_personal(figures: dict[str, Any], last: dict[int, EvaluateReply]) -> None:
+    """Add each client's perplexity, and their geometric mean, after it trained on for itself."""
+    for row in figures["clients"]:
+        if row["client"] in last:
+            row["personalised_perplexity"] = total(last[row["client"]].scores.values()).perplexity
+    scored = [row["personalised_perplexity"] for row in figures["clients"] if "personalised_perplexity" in row]
+    figures["personalised_perplexity"] = geometric_mean(scored)
 
 
 def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> dict[str, Any]:

@@ -32,22 +32,28 @@ class Exchanged(Generic[Reply]):
 def exchange(
     grid: Grid,
     message_type: str,
-    content: RecordDict,
+    contents: Mapping[int, RecordDict],
     nodes: Mapping[int, int],
     timeout_seconds: float,
     read: Callable[[RecordDict], Reply],
     on_reply: Callable[[int, Reply], None],
     who: str = "client",
 ) -> Exchanged[Reply]:
-    """Send `content` to `nodes` (client -> node id) and read the replies.
+    """Send each client its content, at `nodes` (client -> node id), and read the replies.
 
     `read` turns a reply's content into what is wanted and raises for one that is not right; such a reply, an error
     reply and a silent node are failures, each named in the log with its reason. `on_reply(client, reply)` is called for
     every right one as it comes. `who` is the word for the keys of `nodes`.
     """
-    sent = {client: Message(content, dst_node_id=node, message_type=message_type) for client, node in nodes.items()}
-    bytes_each = message_bytes(content)
-    result: Exchanged[Reply] = Exchanged(bytes_down=bytes_each * len(sent))
+    result: Exchanged[Reply] = Exchanged()
+    sent: dict[int, Message] = {}
+    bytes_of: dict[int, int] = {}  # by content: mostly it is the same for all
+    for client, node in nodes.items():
+        content = contents[client]
+        if id(content) not in bytes_of:
+            bytes_of[id(content)] = message_bytes(content)
+        result.bytes_down += bytes_of[id(content)]
+        sent[client] = Message(content, dst_node_id=node, message_type=message_type)
     deadline = time.monotonic() + timeout_seconds
     grid.push_messages(list(sent.values()))
     # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
@@ -77,11 +83,11 @@ def exchange(
     for client in waiting.values():
         fail(client, f"no reply within {timeout_seconds:g} s")
     log.info(
-        "%s: %d of %d clients replied; %d bytes down to each, %d bytes up in all",
+        "%s: %d of %d clients replied; %d bytes down and %d up in all",
         message_type,
         len(result.replies),
         len(sent),
-        bytes_each,
+        result.bytes_down,
         result.bytes_up,
     )
     # Sums must not depend on who was first.

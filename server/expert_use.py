@@ -1,13 +1,28 @@
 """What tasks use which experts: collapse, dead experts and specialisation, as figures."""
 
 from collections.abc import Iterable
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.wire.rounds import EvaluateReply
+from common.wire.rounds import EvaluateReply, TrainReply
 
 Use = dict[str, NDArray[np.float64]]  # gate mass `[experts]` by task
+
+
+def gate_figures(
+    updates: Iterable[TrainReply], evaluations: Iterable[EvaluateReply], num_gated: int
+) -> dict[str, list[float] | float]:
+    """Return what a round's replies say of the gate: the experts' use in the evaluation, its entropy in training."""
+    use = use_by_task(evaluations)
+    share = share_of_experts(use)
+    return {
+        "expert_use": share.tolist(),
+        "smallest_expert_use": float(share.min()),
+        "task_expert_information": task_expert_information({task: mass[:num_gated] for task, mass in use.items()}),
+        "gate_entropy": fmean(update.gate_entropy for update in updates),
+    }
 
 
 def use_by_task(replies: Iterable[EvaluateReply]) -> Use:

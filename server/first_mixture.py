@@ -1,7 +1,6 @@
 """The mixture that round 1 starts from: its prompts drawn or taken over, its gate standardised and pre-trained."""
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from common.wire.preparation import (
     unpack_pool,
 )
 from common.wire.rounds import instruction
+from server.ask import ask, ask_one
 from server.clusters import k_means
-from server.exchange import Exchanged, Reply, exchange
 from server.gate_fit import experts_by_label, fit_input_gate, fit_task_gate
 from server.gate_statistics import Float, standardise, sum_statistics
 from server.preparation import Preparation
@@ -43,46 +42,19 @@ def first_mixture(grid: Grid, config: Config, spec: MixtureSpec, preparation: Pr
     if spec.has_gate and config.standardise_gate_input:
         arrays = standardise(arrays, sum_statistics(list(preparation.replies.values())))
     if config.prompt_init == VOCABULARY_INIT:
-        arrays |= _prompts_from_vocabulary(grid, config, spec, preparation)
-    elif config.init_run is not None:
-        arrays |= taken_over(config, spec, next(iter(preparation.replies.values())).fingerprint)
-    if not spec.has_gate or config.gate_pretraining == "none":
-        return arrays
-    return _pretrain_gate(grid, config, spec, preparation, arrays, rng)
-
-
-def _ask(
-    grid: Grid,
-    config: Config,
-    preparation: Preparation,
-    query: str,
-    content: RecordDict,
-    nodes: Mapping[int, int],
-    read: Callable[[RecordDict], Reply],
-) -> Exchanged[Reply]:
-    """Make an exchange, and count it as part of the preparation."""
-    exchanged = exchange(
-        grid, f"query.{query}", content, nodes, config.round_timeout_seconds, read, lambda client, reply: None
-    )
-    preparation.count(query, exchanged)
-    return exchanged
-
-
-def _prompts_from_vocabulary(grid: Grid, config: Config, spec: MixtureSpec, preparation: Preparation) -> Arrays:
-    """Ask the clients, one after the other until one answers: all would answer the same."""
-    for client, node in preparation.nodes.items():
-        exchanged = _ask(
+        arrays |= ask_one(
             grid,
             config,
             preparation,
             VOCABULARY,
             instruction(0),
-            {client: node},
             lambda content: unpack_pool(content, spec.pool()),
         )
-        if exchanged.replies:
-            return exchanged.replies[client]
-    raise RuntimeError(f"no client sent prompts: {next(iter(preparation.failed[VOCABULARY].values()))}")
+    elif config.init_run is not None:
+        arrays |= taken_over(config, spec, next(iter(preparation.replies.values())).fingerprint)
+    if not spec.has_gate or config.gate_pretraining == "none":
+        return arrays
+    return _pretrain_gate(grid, config, spec, preparation, arrays, rng)
 
 
 def taken_over(config: Config, spec: MixtureSpec, fingerprint: str) -> Arrays:
@@ -139,15 +111,15 @@ def _pretrain_gate(
             raise ValueError(f"the moments have size {len(moments)}, expected {num_features}")
         return moments
 
-    exchanged = _ask(grid, config, preparation, MOMENTS, instruction(0, statistics_down), preparation.nodes, read)
+    exchanged = ask(grid, config, preparation, MOMENTS, instruction(0, statistics_down), preparation.nodes, read)
     if not exchanged.replies:
         raise RuntimeError(f"no client sent its moments: {next(iter(exchanged.failures.values()))}")
     moments: Float = np.sum(list(exchanged.replies.values()), axis=0)
     # A client that fell silent between the exchanges counts in none of the sums that the fit compares.
     statistics = sum_statistics([preparation.replies[client] for client in exchanged.replies])
 
-    def ask(centres: Float) -> list[ClusterReply]:
-        stepped = _ask(
+    def step(centres: Float) -> list[ClusterReply]:
+        stepped = ask(
             grid,
             config,
             preparation,
@@ -161,7 +133,7 @@ def _pretrain_gate(
         return list(stepped.replies.values())
 
     if config.gate_pretraining == "kmeans":
-        centres, counts = k_means(spec.num_gated, moments, statistics.counts.sum(), ask, rng)
+        centres, counts = k_means(spec.num_gated, moments, statistics.counts.sum(), step, rng)
         experts = np.arange(spec.num_gated)
     else:
         means = statistics.sums / statistics.counts[:, None]

@@ -59,7 +59,7 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
     exchanged = exchange(
         grid,
         f"query.{PREPARE}",
-        instruction(server_round=0),
+        dict.fromkeys(nodes, instruction(server_round=0)),
         {node: node for node in nodes},
         timeout_seconds,
         read,

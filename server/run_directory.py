@@ -13,7 +13,7 @@ from common.atomic_file import replace_file, replace_json
 from common.backbone_source import distribution_root
 from common.config import Config, kebab
 from common.mixture_arrays import Arrays
-from common.mixture_file import CARD, WEIGHTS, weights_bytes
+from common.mixture_file import CARD, PEFT_TYPE, PREFIX, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
 from common.saved_run import CONFIG
 from common.wire.rounds import TrainReply
@@ -76,10 +76,12 @@ class RunDirectory:
         """Append a round's summary."""
         self._append(ROUNDS, figures)
 
-    def save_mixture(self, arrays: Arrays, card: dict[str, Any]) -> None:
-        """Replace the saved mixture and its card."""
-        replace_file(self.path / WEIGHTS, weights_bytes(arrays))
-        replace_json(self.path / CARD, card)
+    def save_mixture(self, arrays: Arrays, card: dict[str, Any], client: int | None = None) -> None:
+        """Replace the saved mixture, or adapter, and its card: that of all, or in a directory of its own a client's."""
+        path = self.path if client is None else self.path / f"client-{client}"
+        path.mkdir(exist_ok=True)
+        replace_file(path / WEIGHTS, weights_bytes(arrays, PREFIX if card["peft_type"] == PEFT_TYPE else ""))
+        replace_json(path / CARD, card)
 
     def finish(self, figures: dict[str, Any]) -> None:
         """Write the result: there is one only if the run ended well."""

@@ -1,22 +1,25 @@
 """The strategy: who trains in a round, how updates are merged, what is kept of every client."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from flwr.app import MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from common.config import Aggregation
 from common.mixture_arrays import Arrays
-from common.mixture_file import card
-from common.mixture_spec import MixtureSpec
+from common.mixture_spec import Spec
 from common.perplexity import geometric_mean, total
-from common.wire.rounds import EvaluateReply, TrainReply, instruction, unpack_evaluate_reply, unpack_train_reply
-from server.aggregation import UsageWeightedMean
+from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply, unpack_train_reply
+from server.client_mixtures import ClientMixtures
 from server.exchange import Exchanged, exchange
-from server.expert_use import share_of_experts, task_expert_information, use_by_task
+from server.expert_use import gate_figures
 from server.run_directory import RunDirectory
 from server.update_check import check_evaluate_reply, check_update
 
@@ -24,74 +27,94 @@ log = logging.getLogger("flwr.fedmops")
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """The mixtures at the end of the rounds, and what the clients last said of them."""
+
+    mixtures: ClientMixtures
+    last: dict[int, EvaluateReply]
+
+
+@dataclass(frozen=True)
 class MixtureStrategy:
-    """Federate a mixture: seeded sampling, checked updates, usage-weighted means, every client's figures kept.
+    """Federate a mixture, or a baseline: seeded sampling, checked updates, weighted means, every client's figures kept.
 
     Not a subclass of Flower's Strategy: its loop hands replies over only when all are in, and keeps weighted means
     alone.
-    `nodes` maps clients (partitions) to node ids.
+    `nodes` maps clients (partitions) to node ids, `card` is saved beside the mixture.
     """
 
-    spec: MixtureSpec
+    spec: Spec
+    card: dict[str, Any]
     nodes: Mapping[int, int]
     client_fraction: float
     seed: int
     timeout_seconds: float
-    backbone: str
-    fingerprint: str
     centralised: bool = False
+    aggregation: Aggregation = "usage"
 
-    def run(
-        self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory
-    ) -> tuple[Arrays, dict[int, EvaluateReply]]:
-        """Run the rounds; return the mixture and what the clients last said of it.
+    def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
+        """Run the rounds; return the mixtures and what the clients last said of them.
 
-        Everything is in the run directory after each round. Raises RuntimeError when a round has no usable reply.
+        Everything is in the run directory after each round. What trains nothing is scored once. Raises RuntimeError
+        when a round has no usable reply.
         """
-        last: dict[int, EvaluateReply] = {}
-        for server_round in range(1, num_rounds + 1):
+        mixtures = ClientMixtures(arrays, self.aggregation)
+        evaluated: Exchanged[EvaluateReply] = Exchanged()
+        for server_round in range(1, num_rounds + 1 if self.spec.trainable() else 2):
             started = time.monotonic()
-            trained = self.train(grid, server_round, arrays, directory)
-            mean = UsageWeightedMean()
-            for update in trained.replies.values():
-                mean.add(update)
-            arrays = mean.merge_into(arrays)
-            directory.save_mixture(arrays, card(self.spec, self.backbone, self.fingerprint, server_round))
-            evaluated = self.evaluate(grid, server_round, arrays, directory)
-            last = evaluated.replies
-            clients = [total(reply.scores.values()) for reply in last.values()]
-            use = use_by_task(last.values())
-            share = share_of_experts(use)
-            gated = {task: mass[: self.spec.num_gated] for task, mass in use.items()}
-            figures = {
-                "round": server_round,
-                "loss": float(np.mean([update.loss for update in trained.replies.values()])),
+            figures: dict[str, Any] = {"round": server_round}
+            trained: Exchanged[TrainReply] = Exchanged()
+            if self.spec.trainable():
+                trained = self.train(grid, server_round, mixtures, self.sample(server_round), directory)
+                mixtures.merge(trained.replies)
+                self.save(mixtures, server_round, directory)
+                figures["loss"] = fmean(update.loss for update in trained.replies.values())
+            evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory)
+            clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
+            figures |= {
                 "perplexity": geometric_mean(client.perplexity for client in clients),
                 "bits_per_character": total(clients).bits_per_character,
                 "num_clients_trained": len(trained.replies),
-                "num_clients_evaluated": len(last),
+                "num_clients_evaluated": len(evaluated.replies),
                 "failed": {"train": trained.failures, "evaluate": evaluated.failures},
                 "bytes_down": trained.bytes_down + evaluated.bytes_down,
                 "bytes_up": trained.bytes_up + evaluated.bytes_up,
                 "seconds": time.monotonic() - started,
-                "expert_use": share.tolist(),
-                "smallest_expert_use": float(share.min()),
-                "task_expert_information": task_expert_information(gated),
-                "gate_entropy": float(np.mean([update.gate_entropy for update in trained.replies.values()])),
             }
+            if self.spec.has_gate:
+                figures |= gate_figures(trained.replies.values(), evaluated.replies.values(), self.spec.num_gated)
             directory.add_round(figures)
             log.info(
                 "round %d of %d: loss %.3f, perplexity %.3f, %d clients, %.2f MB down, %.2f MB up, %.1f s",
                 server_round,
                 num_rounds,
-                figures["loss"],
+                figures.get("loss", math.nan),
                 figures["perplexity"],
                 len(trained.replies),
                 figures["bytes_down"] / 1e6,
                 figures["bytes_up"] / 1e6,
                 figures["seconds"],
             )
-        return arrays, last
+        return Outcome(mixtures, evaluated.replies)
+
+    def personalise(self, grid: Grid, outcome: Outcome, server_round: int, directory: RunDirectory) -> Outcome:
+        """Have every client train on from its mixture, for itself alone; return the mixtures and their scores.
+
+        A client that fails keeps what it had.
+        """
+        mixtures = ClientMixtures(outcome.mixtures.shared, "none")
+        mixtures.own |= outcome.mixtures.own
+        mixtures.merge(self.train(grid, server_round, mixtures, self.nodes, directory).replies)
+        self.save(mixtures, server_round, directory)
+        return Outcome(mixtures, self.evaluate(grid, server_round, mixtures, "personal", directory).replies)
+
+    def save(self, mixtures: ClientMixtures, server_round: int, directory: RunDirectory) -> None:
+        """Save the mixture that all share, unless nobody works with it, and those of their own."""
+        described = self.card | ({"server_round": server_round} if "server_round" in self.card else {})
+        for client in mixtures.own:
+            directory.save_mixture(mixtures.own[client], described, client)
+        if self.aggregation != "none":
+            directory.save_mixture(mixtures.shared, described)
 
     def sample(self, server_round: int) -> dict[int, int]:
         """Choose the clients that train in a round, by seed and round alone; one alone for all if centralised."""
@@ -102,8 +125,15 @@ class MixtureStrategy:
         chosen = np.random.default_rng([self.seed, server_round]).choice(len(clients), count, replace=False)
         return {clients[index]: self.nodes[clients[index]] for index in sorted(chosen)}
 
-    def train(self, grid: Grid, server_round: int, arrays: Arrays, directory: RunDirectory) -> Exchanged[TrainReply]:
-        """Have the sampled clients train; return the updates that pass the check."""
+    def train(
+        self,
+        grid: Grid,
+        server_round: int,
+        mixtures: ClientMixtures,
+        nodes: Mapping[int, int],
+        directory: RunDirectory,
+    ) -> Exchanged[TrainReply]:
+        """Have clients train; return the updates that pass the check."""
 
         def read(content: RecordDict) -> TrainReply:
             update = unpack_train_reply(content)
@@ -113,8 +143,8 @@ class MixtureStrategy:
         exchanged = exchange(
             grid,
             MessageType.TRAIN,
-            instruction(server_round, arrays, self.spec.tasks),
-            self.sample(server_round),
+            mixtures.instructions(server_round, self.spec.tasks, nodes),
+            nodes,
             self.timeout_seconds,
             read,
             lambda client, update: directory.add_training(server_round, client, update),
@@ -124,9 +154,9 @@ class MixtureStrategy:
         return exchanged
 
     def evaluate(
-        self, grid: Grid, server_round: int, arrays: Arrays, directory: RunDirectory
+        self, grid: Grid, server_round: int, mixtures: ClientMixtures, phase: str, directory: RunDirectory
     ) -> Exchanged[EvaluateReply]:
-        """Have all clients evaluate the merged mixture; return their scores and expert use by task."""
+        """Have all clients evaluate; return their scores and expert use by task."""
 
         def read(content: RecordDict) -> EvaluateReply:
             reply = unpack_evaluate_reply(content, self.spec.num_experts)
@@ -136,11 +166,11 @@ class MixtureStrategy:
         exchanged = exchange(
             grid,
             MessageType.EVALUATE,
-            instruction(server_round, arrays, self.spec.tasks),
+            mixtures.instructions(server_round, self.spec.tasks, self.nodes),
             self.nodes,
             self.timeout_seconds,
             read,
-            lambda client, reply: directory.add_scores(server_round, "mixture", client, reply.scores),
+            lambda client, reply: directory.add_scores(server_round, phase, client, reply.scores),
         )
         if not exchanged.replies:
             raise RuntimeError(f"round {server_round}: no client sent its scores; {_why(exchanged)}")

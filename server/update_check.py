@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.mixture_spec import MixtureSpec
+from common.mixture_spec import Spec
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply, TrainReply
 
@@ -12,7 +12,7 @@ USAGE_TOLERANCE = 1e-3
 LARGEST_ROOT_MEAN_SQUARE = 1e3
 
 
-def check_update(update: TrainReply, spec: MixtureSpec) -> None:
+def check_update(update: TrainReply, spec: Spec) -> None:
     """Raise ValueError, naming the array, unless names, shapes, dtypes and values are what training gives."""
     expected = spec.trainable()
     for name in expected:
@@ -58,7 +58,7 @@ def check_update(update: TrainReply, spec: MixtureSpec) -> None:
         raise ValueError(f"gate-entropy is {update.gate_entropy}")
 
 
-def check_evaluate_reply(reply: EvaluateReply, spec: MixtureSpec) -> None:
+def check_evaluate_reply(reply: EvaluateReply, spec: Spec) -> None:
     """Raise ValueError, naming the task, unless the experts' mean weights are what a gate gives."""
     for task, weights in reply.expert_use.items():
         gated, shared = weights[: spec.num_gated], weights[spec.num_gated :]

@@ -9,19 +9,26 @@ from rich.table import Table
 MAX_NAMED_TASKS = 6
 
 
-def result_table(result: dict[str, Any]) -> Table:
-    """Set each client's perplexity with the mixture beside the backbone's, from a run's result.json."""
+def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
+    """Set each client's perplexity with the method beside the backbone's, from a run's result.json.
+
+    Where clients trained on for themselves there is a column for that too.
+    """
     table = Table(title="Perplexity of the answers, per client")
     table.add_column("client", justify="right")
     table.add_column("tasks")
-    for name in ("examples", "backbone", "mixture", "change"):
+    for name in ("examples", "backbone", method, "change"):
         table.add_column(name, justify="right")
+    personal = "personalised_perplexity" in result
+    if personal:
+        table.add_column("personalised", justify="right")
     for row in result["clients"]:
         table.add_row(
             str(row["client"]),
             escape(", ".join(row["tasks"])) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
+            *([_figure(row.get("personalised_perplexity"))] if personal else []),
         )
     table.add_section()
     table.add_row(
@@ -29,6 +36,7 @@ def result_table(result: dict[str, Any]) -> Table:
         "geometric mean over clients",
         str(sum(row["num_examples"] for row in result["clients"] if "perplexity" in row)),
         *_before_and_after(result["backbone_perplexity"], result["perplexity"]),
+        *([_figure(result["personalised_perplexity"])] if personal else []),
     )
     return table
 
@@ -42,9 +50,13 @@ def gate_line(last_round: dict[str, Any]) -> str:
     )
 
 
+def _figure(perplexity: float | None) -> str:
+    return "no reply" if perplexity is None else f"{perplexity:.2f}"
+
+
 def _before_and_after(before: float, after: float | None) -> tuple[str, str, str]:
     if after is None:
-        return f"{before:.2f}", "no reply", ""
+        return f"{before:.2f}", _figure(after), ""
     change = after / before - 1
     colour = "green" if change < 0 else "red"
-    return f"{before:.2f}", f"{after:.2f}", f"[{colour}]{change:+.0%}[/{colour}]"
+    return f"{before:.2f}", _figure(after), f"[{colour}]{change:+.0%}[/{colour}]"

@@ -9,7 +9,22 @@ from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
-GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input"}
+GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate"}
+MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
+MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
+PROMPT_METHODS = ("prompt-tuning", "prefix-tuning", "multitask-prompt-tuning")
+# Keys that have an effect on some values of another key only.
+ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("dirichlet-alpha", "partition", ("dirichlet",)),
+    ("task-weight-learning-rate", "task-weights", ("learned",)),
+    ("task-embedding-size", "gate", ("task", "both")),
+    *((key, "method", ("mixture",)) for key in sorted(MIXTURE_KEYS)),
+    ("num-virtual-tokens", "method", PROMPT_METHODS),
+    ("lora-rank", "method", ("ffa-lora", "lora")),
+    ("lora-targets", "method", ("ffa-lora", "lora")),
+    ("prompt-text", "method", ("hand-written",)),
+    ("num-shots", "method", ("hand-written",)),
+)
 
 
 def presets() -> dict[str, Path]:
@@ -42,12 +57,7 @@ def resolve(words: Sequence[str]) -> dict[str, Value]:
 
 def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
     """Raise ValueError for a key on the command line that another setting makes void."""
-    for key, other, value in (
-        ("dirichlet-alpha", "partition", "dirichlet"),
-        ("task-weight-learning-rate", "task-weights", "learned"),
-        ("task-embedding-size", "gate", ("task", "both")),
-    ):
-        wanted = value if isinstance(value, tuple) else (value,)
+    for key, other, wanted in ONLY_WITH:
         if key in spoken and settings[other] not in wanted:
             raise ValueError(
                 f"{key} has no effect on {other}={settings[other]}: add {other}={wanted[-1]} or leave it out"

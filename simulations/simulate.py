@@ -68,9 +68,10 @@ def simulate(
         console.print(f"stopped{where}", soft_wrap=True)
         raise
     result = read_result(directory)
-    console.print(result_table(result))
-    if config.num_experts > 1:
-        console.print(gate_line(json.loads((directory / ROUNDS).read_text().splitlines()[-1])), soft_wrap=True)
+    console.print(result_table(result, config.method))
+    last_round = json.loads((directory / ROUNDS).read_text().splitlines()[-1])
+    if "expert_use" in last_round:
+        console.print(gate_line(last_round), soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
     return directory
 

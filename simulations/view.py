@@ -14,7 +14,12 @@ from common.wire.preparation import PREPARE
 from server.run_directory import METRICS, ROUNDS
 
 POLL_SECONDS = 0.2
-STEPS = {"backbone": "evaluating the backbone alone", "train": "training", "mixture": "evaluating the mixture"}
+STEPS = {
+    "backbone": "evaluating the backbone alone",
+    "train": "training",
+    "mixture": "evaluating",
+    "personal": "evaluating what each client made of it for itself",
+}
 
 
 def progress_of_runs(console: Console) -> Progress:
@@ -83,7 +88,7 @@ class RunView:
 
     def _show_step(self, server_round: int, phase: str) -> None:
         count = len(self._answered[server_round, phase])
-        where = f"round {server_round} of {self._num_rounds}: " if server_round else ""
+        where = f"round {server_round} of {self._num_rounds}: " if 0 < server_round <= self._num_rounds else ""
         self._progress.update(
             self._bar,
             description=f"{where}{STEPS[phase]}, {count} of {self._num_clients} clients",
@@ -97,8 +102,9 @@ class RunView:
             said = f"backbone alone: perplexity {line['perplexity']:.3f}, {line['num_clients_evaluated']} clients"
         else:
             said = (
-                f"round {line['round']} of {self._num_rounds}: loss {line['loss']:.3f}, "
-                f"perplexity {line['perplexity']:.3f}, "
+                f"round {line['round']} of {self._num_rounds}: "
+                + (f"loss {line['loss']:.3f}, " if "loss" in line else "")
+                + f"perplexity {line['perplexity']:.3f}, "
                 + ("one trainer" if self._centralised else f"{line['num_clients_trained']} clients")
             )
         self._console.print(f"{said}, {traffic}", soft_wrap=True)

@@ -1,13 +1,16 @@
 """The messages before round 1: what a client is, and sums of its gate's inputs. Nothing else travels then."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.adapter_spec import AdapterSpec
 from common.mixture_arrays import Arrays
+from common.mixture_spec import is_taskwise
 from common.perplexity import AnswerScore
 from common.wire.records import (
     pack_arrays,
@@ -21,7 +24,8 @@ from common.wire.records import (
 )
 
 # The exchanges before round 1; Flower names the others "train" and "evaluate".
-PREPARE, MOMENTS, CLUSTERS, VOCABULARY = "prepare", "moments", "clusters", "vocabulary"
+PREPARE, MOMENTS, CLUSTERS = "prepare", "moments", "clusters"
+VOCABULARY, ADAPTER = "vocabulary", "adapter"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,35 @@ def unpack_cluster_reply(content: RecordDict, num_clusters: int, num_features: i
     if (arrays["counts"] < 0).any() or arrays["inertia"] < 0:
         raise ValueError("counts and inertia must not be negative")
     return ClusterReply(arrays["counts"], arrays["sums"], float(arrays["inertia"]))
+
+
+def pack_adapter(spec: AdapterSpec, arrays: Arrays) -> RecordDict:
+    """Build the reply that brings a first adapter."""
+    about = ConfigRecord(
+        {"frozen": sorted(spec.frozen), "tasks": list(spec.tasks), "peft-card": json.dumps(spec.peft_card)}
+    )
+    return RecordDict({"arrays": pack_arrays(arrays), "about": about})
+
+
+def unpack_adapter(content: RecordDict, tasks: Sequence[str]) -> tuple[AdapterSpec, Arrays]:
+    """Read a first adapter. Raises KeyError, TypeError or ValueError for a malformed one, or one of other tasks."""
+    about = content.config_records["about"]
+    arrays = unpack_arrays(content.array_records["arrays"])
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ValueError(f"array {name} must be finite float32, got {array.dtype}")
+    spec = AdapterSpec(
+        shapes={name: array.shape for name, array in arrays.items()},
+        frozen=frozenset(read_texts(about["frozen"])),
+        tasks=tuple(read_texts(about["tasks"])),
+        peft_card=json.loads(str(about["peft-card"])),
+    )
+    if not spec.trainable() or not isinstance(spec.peft_card, dict) or spec.tasks not in ((), tuple(tasks)):
+        raise ValueError("the adapter trains nothing, has no configuration or has rows for other tasks")
+    for name, shape in spec.shapes.items():
+        if is_taskwise(name) and shape[:1] != (len(spec.tasks),):
+            raise ValueError(f"array {name} must have a row for each of {len(spec.tasks)} tasks, got {list(shape)}")
+    return spec, arrays
 
 
 def pack_pool(pool: Arrays) -> RecordDict:

@@ -8,7 +8,7 @@ import pytest
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec, is_expertwise, is_taskwise
 from common.wire.rounds import TrainReply
-from server.aggregation import UsageWeightedMean
+from server.aggregation import WeightedMean
 
 
 def values(spec: MixtureSpec, seed: int) -> Arrays:
@@ -31,7 +31,7 @@ def updates(spec: MixtureSpec) -> list[TrainReply]:
 
 
 def merge(arrays: Arrays, updates: list[TrainReply]) -> Arrays:
-    mean = UsageWeightedMean()
+    mean = WeightedMean()
     for each in updates:
         mean.add(each)
     return mean.merge_into(arrays)
@@ -115,7 +115,7 @@ def test_the_order_of_updates_changes_rounding_at_most(spec: MixtureSpec, update
 
 
 def test_usage_is_the_mass_of_all_updates(updates: list[TrainReply]) -> None:
-    mean = UsageWeightedMean()
+    mean = WeightedMean()
     for each in updates:
         mean.add(each)
     assert mean.usage.tolist() == [5.375, 31.625, 0.0]

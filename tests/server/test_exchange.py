@@ -30,13 +30,21 @@ def content(spec: MixtureSpec) -> RecordDict:
 
 
 def evaluate(network: Any, content: RecordDict, seconds: float = 60.0, read: Any = unpack_scores) -> Exchanged[Any]:
-    return exchange(network, "evaluate", content, network.nodes, seconds, read, lambda *_: None)
+    return exchange(
+        network, "evaluate", dict.fromkeys(network.nodes, content), network.nodes, seconds, read, lambda *_: None
+    )
 
 
 def test_replies_come_in_the_order_of_the_clients(network: Any, content: RecordDict) -> None:
     order: list[int] = []
     exchanged = exchange(
-        network, "evaluate", content, network.nodes, 60.0, unpack_scores, lambda client, _: order.append(client)
+        network,
+        "evaluate",
+        dict.fromkeys(network.nodes, content),
+        network.nodes,
+        60.0,
+        unpack_scores,
+        lambda client, _: order.append(client),
     )
     assert order == [2, 1, 0]  # as they arrived
     assert list(exchanged.replies) == [0, 1, 2]
@@ -136,9 +144,7 @@ def test_the_log_tells_an_exchanges_replies_and_bytes(
     caplog.set_level(logging.INFO, "flwr.fedmops")
     clients.misbehaviour[1, "evaluate"] = lambda _: 1 / 0
     exchanged = evaluate(network, content)
-    told = (
-        f"evaluate: 2 of 3 clients replied; {message_bytes(content)} bytes down to each, {exchanged.bytes_up} bytes up"
-    )
+    told = f"evaluate: 2 of 3 clients replied; {3 * message_bytes(content)} bytes down and {exchanged.bytes_up} up"
     assert told in caplog.text
 
 

@@ -69,6 +69,6 @@ def test_prompts_that_nobody_sends_are_an_error_with_a_reason(
 ) -> None:
     for client in range(3):
         clients.misbehaviour[client, "vocabulary"] = lambda _: 1 / 0
-    with pytest.raises(RuntimeError, match="no client sent prompts: division by zero"):
+    with pytest.raises(RuntimeError, match="no client sent its vocabulary: division by zero"):
         from_vocabulary()
     assert asked_for_prompts(clients) == [0, 1, 2]

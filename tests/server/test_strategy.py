@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.mixture_arrays import Arrays, initial_arrays
-from common.mixture_file import read_mixture
+from common.mixture_file import card, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire.records import message_bytes
@@ -27,12 +27,11 @@ RunConfig = Callable[..., dict[str, Any]]
 def strategy(spec: MixtureSpec, num_clients: int = 3, **changes: Any) -> MixtureStrategy:
     plain = MixtureStrategy(
         spec=spec,
+        card=card(spec, "tiny", "same", 0),
         nodes={client: 1000 + client for client in range(num_clients)},
         client_fraction=1.0,
         seed=0,
         timeout_seconds=60.0,
-        backbone="tiny",
-        fingerprint="same",
     )
     return replace(plain, **changes)
 
@@ -55,7 +54,7 @@ def test_known_updates_give_the_known_mixture(
     clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     grid = InlineGrid(clients.app, {}, 3)
-    arrays, _ = strategy(spec).run(grid, first, 2, directory)
+    arrays = strategy(spec).run(grid, first, 2, directory).mixtures.shared
     # Twice the mean of 1, 2 and 3, weighted by USAGE's columns; each value is rounded to float32 four times.
     assert added_to_experts(arrays, first) == pytest.approx([2 * 15 / 11, 2 * 21 / 9, 2 * 3], abs=1e-5)
     np.testing.assert_allclose(arrays["gate.hidden.weight"], first["gate.hidden.weight"] + 4, atol=1e-5)
@@ -64,7 +63,7 @@ def test_known_updates_give_the_known_mixture(
 
 
 def test_the_last_scores_are_returned(clients: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory) -> None:
-    _, last = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 1, directory)
+    last = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 1, directory).last
     assert {client: reply.scores for client, reply in last.items()} == {
         client: {f"task {client}": AnswerScore(10.0 * (client + 1), 10, 20, 2)} for client in range(3)
     }
@@ -77,8 +76,8 @@ def test_the_order_of_replies_changes_nothing(
     clients: Any, network: Any, spec: MixtureSpec, first: Arrays, directory: RunDirectory
 ) -> None:
     first = {name: array + np.float32(1 / 3) for name, array in first.items()}
-    in_order, _ = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 2, directory)
-    last_first, _ = strategy(spec).run(network, first, 2, directory)
+    in_order = strategy(spec).run(InlineGrid(clients.app, {}, 3), first, 2, directory).mixtures.shared
+    last_first = strategy(spec).run(network, first, 2, directory).mixtures.shared
     for name in first:
         np.testing.assert_array_equal(in_order[name], last_first[name], err_msg=name)
 
@@ -88,9 +87,9 @@ def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.001)
     network.silent = {2}
-    arrays, scores = strategy(spec, timeout_seconds=0.05).run(network, first, 1, directory)
-    assert added_to_experts(arrays, first) == pytest.approx([12 / 10, 2, 0], abs=1e-5)
-    assert list(scores) == [0, 1]
+    outcome = strategy(spec, timeout_seconds=0.05).run(network, first, 1, directory)
+    assert added_to_experts(outcome.mixtures.shared, first) == pytest.approx([12 / 10, 2, 0], abs=1e-5)
+    assert list(outcome.last) == [0, 1]
     (figures,) = lines(directory.path / ROUNDS)
     silent = {"2": "no reply within 0.05 s"}
     assert figures["failed"] == {"train": silent, "evaluate": silent}

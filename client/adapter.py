@@ -1,0 +1,166 @@
+"""The baselines of peft: an adapter on the frozen backbone that is trained, scored and sent as a mixture is."""
+
+import json
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from peft import (
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from torch import Tensor, nn
+
+from common.adapter_spec import AdapterSpec
+from common.backbone import Backbone
+from common.batches import Batch
+from common.config import Config
+from common.decoder import forward
+from common.injection import PromptedBackbone
+from common.mixture import Mixture, ParameterKind
+from common.mixture_arrays import Arrays
+
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the head
+CAUSAL_LM = "CAUSAL_LM"
+ENCODER = "prompt_encoder.default."
+
+
+def peft_config(config: Config, num_tasks: int) -> PeftConfig:
+    """Return what peft is told; what is not said here is peft's default.
+
+    LoRA's update is scaled by 2, as FedIT's (alpha 16 at rank 8), without dropout. Soft prompts start from sampled
+    vocabulary (Lester et al. 2021), multitask ones at random: peft has no sampling there.
+    """
+    if config.method in ("lora", "ffa-lora"):
+        targets = [name.strip() for name in config.lora_targets.split(",")]
+        return LoraConfig(
+            task_type=CAUSAL_LM,
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        )
+    tokens = {"task_type": CAUSAL_LM, "num_virtual_tokens": config.num_virtual_tokens}
+    if config.method == "prefix-tuning":
+        return PrefixTuningConfig(**tokens)
+    if config.method == "multitask-prompt-tuning":
+        return MultitaskPromptTuningConfig(**tokens, num_tasks=num_tasks, prompt_tuning_init="RANDOM")
+    return PromptTuningConfig(**tokens, prompt_tuning_init="SAMPLE_VOCAB")
+
+
+class AdaptedBackbone:
+    """A backbone with a peft adapter; at the end of a `with` the backbone is plain again."""
+
+    task_log_variances: nn.Parameter | None = None
+
+    def __init__(self, backbone: Backbone, config: Config, tasks: Sequence[str]) -> None:
+        """Draw an adapter by the run's seed. Raises ValueError for LoRA targets that the backbone has not."""
+        self.backbone = backbone
+        self._method = config.method
+        described = peft_config(config, len(tasks))
+        with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            self._model = get_peft_model(backbone.model, described)
+        self._parameters = {
+            _saved_name(name): parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        frozen = frozenset(name for name in self._parameters if config.method == "ffa-lora" and "lora_A" in name)
+        for name in frozen:
+            self._parameters[name].requires_grad_(False)
+        has_rows = config.method == "multitask-prompt-tuning"
+        self._rows = {task: row for row, task in enumerate(tasks)}
+        self.spec = AdapterSpec(
+            shapes={name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
+            frozen=frozen,
+            tasks=tuple(tasks) if has_rows else (),
+            peft_card=json.loads(json.dumps(described.to_dict() | {"inference_mode": True}, default=sorted)),
+        )
+
+    @property
+    def trainee(self) -> "AdaptedBackbone":
+        """What is trained."""
+        return self
+
+    def __enter__(self) -> "AdaptedBackbone":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the adapter out of the backbone. Only LoRA is in it, the others stand before it."""
+        if self._method in ("lora", "ffa-lora"):
+            self._model.unload()
+
+    def task_ids(self, tasks: Sequence[str], device: torch.device) -> Int[Tensor, " batch"]:
+        """Return the rows of tasks. Raises ValueError for a task that no client trains."""
+        for task in tasks:
+            if task not in self._rows:
+                raise ValueError(f"{self._method} has no prompt for the task {task!r}, which no client trains on")
+        return torch.tensor([self._rows[task] for task in tasks], device=device)
+
+    def trained_parameters(self) -> dict[ParameterKind, list[nn.Parameter]]:
+        """Return what training changes."""
+        return {"prompts": [self._parameters[name] for name in self.spec.trainable()]}
+
+    @torch.no_grad()
+    def load_arrays(self, arrays: Arrays) -> None:
+        """Take over the values of all arrays of the spec."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+
+    def arrays(self) -> Arrays:
+        """Return a copy of all arrays."""
+        return {name: parameter.detach().float().cpu().numpy().copy() for name, parameter in self._parameters.items()}
+
+    def trained_arrays(self) -> Arrays:
+        """Return a copy of what training changed, as it is sent back."""
+        arrays = self.arrays()
+        return {name: arrays[name] for name in self.spec.trainable()}
+
+    def logits(self, batch: Batch) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
+        """Run the backbone with the adapter on a batch, as PromptedBackbone does; the one weight is 1.
+
+        peft's own forward gives no positions to a padded batch, so that a text's logits would depend on its
+        neighbours' lengths: here peft makes prompts and prefixes, and positions count from the last of them.
+        """
+        log_weights = torch.zeros(len(batch.tasks), 1, device=self.backbone.device)
+        if self._method in ("lora", "ffa-lora"):
+            logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
+            return logits, log_weights
+        length = self._model.active_peft_config.num_virtual_tokens
+        before = batch.attention_mask.new_ones(len(batch.tasks), length)
+        mask = torch.cat((before, batch.attention_mask), dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        shared = {"attention_mask": mask, "use_cache": False, "logits_to_keep": batch.num_logits}
+        if self._method == "prefix-tuning":
+            output = self.backbone.model(
+                input_ids=batch.input_ids,
+                position_ids=positions[:, length:],
+                past_key_values=self._model.get_prompt(len(batch.tasks)),
+                **shared,
+            )
+        else:
+            ids = self.task_ids(batch.tasks, self.backbone.device) if self.spec.tasks else None
+            prompts = self._model.get_prompt(len(batch.tasks), ids)
+            embeddings = self._model.word_embeddings(batch.input_ids)
+            embeddings = torch.cat((prompts.to(embeddings.dtype), embeddings), dim=1)
+            output = self.backbone.model(inputs_embeds=embeddings, position_ids=positions, **shared)
+        return output.logits.float(), log_weights
+
+
+# What is tuned, with what: a mixture, or a baseline's adapter.
+Tuned = PromptedBackbone | AdaptedBackbone
+Trainee = Mixture | AdaptedBackbone
+
+
+def _saved_name(name: str) -> str:
+    """Return the name that peft saves a parameter by."""
+    if name.startswith(ENCODER):
+        return name.removeprefix(ENCODER).replace("embedding.weight", "prompt_embeddings")
+    return name.replace(".default.", ".")

@@ -1,0 +1,52 @@
+"""Exchanges of the preparation, each counted as a part of it."""
+
+from collections.abc import Callable, Mapping
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.config import Config
+from server.exchange import Exchanged, Reply, exchange
+from server.preparation import Preparation
+
+
+def ask(
+    grid: Grid,
+    config: Config,
+    preparation: Preparation,
+    query: str,
+    content: RecordDict,
+    nodes: Mapping[int, int],
+    read: Callable[[RecordDict], Reply],
+) -> Exchanged[Reply]:
+    """Make an exchange, and count it as part of the preparation."""
+    exchanged = exchange(
+        grid,
+        f"query.{query}",
+        dict.fromkeys(nodes, content),
+        nodes,
+        config.round_timeout_seconds,
+        read,
+        lambda client, reply: None,
+    )
+    preparation.count(query, exchanged)
+    return exchanged
+
+
+def ask_one(
+    grid: Grid,
+    config: Config,
+    preparation: Preparation,
+    query: str,
+    content: RecordDict,
+    read: Callable[[RecordDict], Reply],
+) -> Reply:
+    """Ask the clients, one after the other until one answers: all would answer the same.
+
+    Raises RuntimeError when none does.
+    """
+    for client, node in preparation.nodes.items():
+        exchanged = ask(grid, config, preparation, query, content, {client: node}, read)
+        if exchanged.replies:
+            return exchanged.replies[client]
+    raise RuntimeError(f"no client sent its {query}: {next(iter(preparation.failed[query].values()))}")

@@ -1,0 +1,44 @@
+"""What each client works with: one mixture for all, or one of its own."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from flwr.app import RecordDict
+
+from common.config import Aggregation
+from common.mixture_arrays import Arrays
+from common.wire.rounds import TrainReply, instruction
+from server.aggregation import WeightedMean
+
+
+class ClientMixtures:
+    """The mixture of every client: `shared`, until updates are kept apart (aggregation "none").
+
+    Those of their own are all held in memory: a megabyte or two a client.
+    """
+
+    def __init__(self, shared: Arrays, aggregation: Aggregation) -> None:
+        self.shared = shared
+        self.own: dict[int, Arrays] = {}
+        self._aggregation = aggregation
+
+    def merge(self, updates: Mapping[int, TrainReply]) -> None:
+        """Take in a round's checked updates, in the order of the clients."""
+        if self._aggregation == "none":
+            self.own |= {client: self.of(client) | update.arrays for client, update in updates.items()}
+            return
+        mean = WeightedMean(by_use=self._aggregation == "usage")
+        for update in updates.values():
+            mean.add(update)
+        self.shared = mean.merge_into(self.shared)
+
+    def of(self, client: int) -> Arrays:
+        """Return a client's mixture."""
+        return self.own.get(client, self.shared)
+
+    def instructions(self, server_round: int, tasks: Sequence[str], clients: Iterable[int]) -> dict[int, RecordDict]:
+        """Build what each client is sent; those who share a mixture share the message."""
+        shared = instruction(server_round, self.shared, tasks)
+        return {
+            client: instruction(server_round, self.own[client], tasks) if client in self.own else shared
+            for client in clients
+        }
