@@ -51,11 +51,13 @@ def on_prepare(message: Message, context: Context) -> Message:
     """Tell the backbone's fingerprint and shapes, the gate's sums, and the scores of the backbone alone."""
     config, partition, backbone, data = _open(context)
     layer = injection_layer(backbone, config.injection_layer)
-    sums = sums_by_task(_gate_inputs(config, partition, backbone), data.train.examples)
+    inputs = _gate_inputs(config, partition, backbone)
+    sums = sums_by_task(inputs, data.train.examples)
     reply = PrepareReply(
         partition=partition,
         fingerprint=backbone.fingerprint,
         hidden_size=backbone.hidden_size,
+        gate_input_size=inputs.shape[1],
         kv_shapes=probe_kv_shapes(backbone, layer),
         tasks=sums.tasks,
         domains=sums.domains,
@@ -86,7 +88,7 @@ def on_clusters(message: Message, context: Context) -> Message:
 def on_vocabulary(message: Message, context: Context) -> Message:
     """Make first prompts of sampled tokens; the server, which has no backbone, asks one client for them."""
     config, _, backbone, _ = _open(context)
-    pool = sampled_pool(backbone, _spec(config, backbone, ()), np.random.default_rng(config.seed))
+    pool = sampled_pool(backbone, _spec(config, backbone, (), 0), np.random.default_rng(config.seed))
     return Message(pack_pool(pool), reply_to=message)
 
 
@@ -157,6 +159,9 @@ def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
 @lru_cache(maxsize=64)
 def _gate_inputs(config: Config, partition: int, backbone: Backbone) -> Float[np.ndarray, "examples hidden"]:
     data = load_partition_data(config, partition, backbone)
+    read = [tokens.gate_input for tokens in data.train.tokenized if tokens.gate_input is not None]
+    if read:
+        return np.stack(read)
     return gate_inputs(backbone, injection_layer(backbone, config.injection_layer), data.train.tokenized)
 
 
@@ -165,12 +170,12 @@ def _features(context: Context, instruction: Instruction) -> Float[np.ndarray, "
     config, partition, backbone, _ = _open(context)
     mean, scale = instruction.arrays["gate.mean"], instruction.arrays["gate.scale"]
     inputs = _gate_inputs(config, partition, backbone)
-    return features(inputs, mean, scale, projection(backbone.hidden_size, config.seed))
+    return features(inputs, mean, scale, projection(inputs.shape[1], config.seed))
 
 
-def _spec(config: Config, backbone: Backbone, tasks: tuple[str, ...]) -> MixtureSpec:
+def _spec(config: Config, backbone: Backbone, tasks: tuple[str, ...], gate_input_size: int) -> MixtureSpec:
     layer = injection_layer(backbone, config.injection_layer)
-    return config.mixture_spec(backbone.hidden_size, probe_kv_shapes(backbone, layer), tasks)
+    return config.mixture_spec(backbone.hidden_size, probe_kv_shapes(backbone, layer), tasks, gate_input_size)
 
 
 def _tuned(config: Config, backbone: Backbone, instruction: Instruction) -> PromptedBackbone | AdaptedBackbone:
@@ -178,6 +183,7 @@ def _tuned(config: Config, backbone: Backbone, instruction: Instruction) -> Prom
         adapted = AdaptedBackbone(backbone, config, instruction.tasks)
         adapted.load_arrays(instruction.arrays)
         return adapted
-    mixture = Mixture(_spec(config, backbone, instruction.tasks)).to(backbone.device)
+    gate_input_size = instruction.arrays["gate.mean"].size if "gate.mean" in instruction.arrays else 0
+    mixture = Mixture(_spec(config, backbone, instruction.tasks, gate_input_size)).to(backbone.device)
     mixture.load_arrays(instruction.arrays)
     return PromptedBackbone(backbone, mixture)

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
+from client.gate_encoder import encoded
 from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import Config
@@ -62,6 +63,9 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
                 longest,
             )
         examples, tokenized = zip(*fitting, strict=True)
+        if config.gate_encoder:
+            inputs = encoded(examples, config.gate_encoder, config.device)
+            tokenized = tuple(replace(tokens, gate_input=row) for tokens, row in zip(tokenized, inputs, strict=True))
         return TokenizedSplit(examples, tokenized)
 
     return PartitionData(split("train"), split(config.eval_split))

@@ -1,11 +1,13 @@
 """From examples to batches of token ids."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.example import Example
@@ -19,6 +21,7 @@ class TokenizedExample:
     answer_ids: list[int]
     special: list[bool]  # which prompt tokens are special ones, such as the beginning of the text
     task: str = ""
+    gate_input: NDArray[np.float32] | None = field(default=None, compare=False)  # `[hidden]` of another model, if one
 
     @property
     def num_tokens(self) -> int:
@@ -35,6 +38,7 @@ class Batch:
     input_mask: Int[Tensor, "batch seq"]  # 1 at instruction and input, 0 at special tokens, padding and the answer
     labels: Int[Tensor, "batch answer"]  # the last positions' token ids; IGNORED before an answer begins
     tasks: tuple[str, ...]
+    gate_input: Float[Tensor, "batch hidden"] | None = None  # what the gate reads, where that is another model's
 
     @property
     def num_logits(self) -> int:
@@ -87,7 +91,10 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.dev
         labels.append([IGNORED] * (answer_length - answer) + example.answer_ids)
     rows = (input_ids, attention_mask, input_mask, labels)
     tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
-    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tuple(example.task for example in examples))
+    read = [example.gate_input for example in examples if example.gate_input is not None]
+    gate_input = torch.from_numpy(np.stack(read)).to(device) if read else None
+    tasks = tuple(example.task for example in examples)
+    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.adapter_spec import METHODS, Method
-from common.backbone_source import BUILT_IN, num_layers
+from common.backbone_source import BUILT_IN, locate, num_layers
 from common.example import Split
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
 from common.near_names import did_you_mean
@@ -87,6 +87,7 @@ class Config:
     prompt_init: str
     shared_expert: bool
     gate: GateKind
+    gate_encoder: str
     gate_hidden_size: int
     task_embedding_size: int
     temperature: float
@@ -108,7 +109,11 @@ class Config:
         return None if self.prompt_init in (RANDOM_INIT, VOCABULARY_INIT) else Path(self.prompt_init)
 
     def mixture_spec(
-        self, hidden_size: int, kv_shapes: Mapping[int, tuple[int, int, int]], tasks: Iterable[str]
+        self,
+        hidden_size: int,
+        kv_shapes: Mapping[int, tuple[int, int, int]],
+        tasks: Iterable[str],
+        gate_input_size: int,
     ) -> MixtureSpec:
         """Return the run's mixture on a backbone of this shape; `tasks` are those that clients train on."""
         spec = MixtureSpec(
@@ -126,6 +131,7 @@ class Config:
             top_k=self.top_k,
             learned_task_weights=self.task_weights == "learned",
             frozen_gate=self.freeze_gate,
+            encoder_size=gate_input_size if self.gate_encoder else 0,
         )
         named = spec.has_task_gate or spec.learned_task_weights
         return replace(spec, tasks=tuple(sorted(tasks)) if named else ())
@@ -203,6 +209,11 @@ def _check(config: Config) -> None:
         )
     if config.method != "mixture" and config.task_weights == "learned":
         raise ValueError(f"task-weights must be size or uniform with method={config.method}, got 'learned'")
+    if config.gate_encoder:
+        try:
+            locate(config.gate_encoder)
+        except ValueError as error:
+            raise ValueError(f"gate-encoder: {error}") from None
     layers = num_layers(config.backbone)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")

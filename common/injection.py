@@ -32,6 +32,7 @@ class Injection:
         self._current = Pass()
         self._input_mask: Tensor | None = None
         self._task_ids: Tensor | None = None
+        self._gate_input: Tensor | None = None
         attentions = attention_modules(model)
         self._plain_attention = take_over_attention(model)
         eager = self._plain_attention == "eager"
@@ -54,11 +55,12 @@ class Injection:
         input_mask: Int[Tensor, "batch seq"],
         tasks: Sequence[str],
         sees_prompts: Bool[Tensor, "batch seq"] | None,
+        gate_input: Float[Tensor, "batch hidden"] | None = None,
     ) -> Iterator[Pass]:
         """Let one pass over whole texts see prompts: the gate reads the positions of `input_mask` and the tasks.
 
         The Pass holds the experts' log weights when the pass is over. `sees_prompts` counts only where the mixture's
-        positions are "answer".
+        positions are "answer". With a `gate_input` the gate reads that, not the backbone's states.
         """
         spec, pool = self.mixture.spec, self.mixture.pool
         if spec.form == "kv":
@@ -66,12 +68,13 @@ class Injection:
         else:
             pairs = keys_and_values(self.model, spec.injection_layer, pool.hidden)
         self._input_mask, self._task_ids = input_mask, self.mixture.task_ids(tasks, input_mask.device)
+        self._gate_input = gate_input
         seeing = sees_prompts if spec.positions == "answer" else None
         with self.continuing(Pass(pairs=pairs, sees_prompts=seeing)):
             try:
                 yield self._current
             finally:
-                self._input_mask = self._task_ids = None
+                self._input_mask = self._task_ids = self._gate_input = None
 
     @contextmanager
     def continuing(self, state: Pass) -> Iterator[None]:
@@ -84,7 +87,9 @@ class Injection:
 
     def _weigh_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._input_mask is not None and self._task_ids is not None:
-            gate_input = mean_over_input(hidden_argument(args, kwargs), self._input_mask)
+            gate_input = self._gate_input
+            if gate_input is None:
+                gate_input = mean_over_input(hidden_argument(args, kwargs), self._input_mask)
             self._current.log_weights = self.mixture.log_weights(gate_input, self._task_ids)
 
 
@@ -125,7 +130,8 @@ class PromptedBackbone:
             else entering(self.backbone.model, self.mixture.spec.injection_layer, hidden)
         )
         # Reading first: prompts of the form hidden go through the layers on their own.
-        with self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on) as passed, start:
+        reading = self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on, batch.gate_input)
+        with reading as passed, start:
             logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
             assert passed.log_weights is not None
             return logits, passed.log_weights

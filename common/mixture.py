@@ -30,9 +30,9 @@ class Gate(nn.Module):
     def __init__(self, spec: MixtureSpec) -> None:
         super().__init__()
         self.kind, self.temperature, self.top_k = spec.gate, spec.temperature, spec.top_k
-        self.register_buffer("mean", torch.zeros(spec.hidden_size))
-        self.register_buffer("scale", torch.ones(spec.hidden_size))
-        self.hidden = nn.Linear(spec.hidden_size, spec.gate_hidden_size)
+        self.register_buffer("mean", torch.zeros(spec.gate_input_size))
+        self.register_buffer("scale", torch.ones(spec.gate_input_size))
+        self.hidden = nn.Linear(spec.gate_input_size, spec.gate_hidden_size)
         self.output = nn.Linear(spec.gate_hidden_size, spec.num_gated)
         if spec.gate == "task":  # stays as it was pre-trained: it serves unknown tasks only
             self.hidden.requires_grad_(False)

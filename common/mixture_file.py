@@ -58,7 +58,7 @@ def spec_fields(spec: MixtureSpec) -> dict[str, Any]:
 
 def spec_of_fields(described: dict[str, Any]) -> MixtureSpec:
     """Read a spec; other keys are ignored. Raises KeyError, TypeError or ValueError where it is none."""
-    described = {"frozen_gate": False} | described  # mixtures that were saved before gates could be frozen
+    described = {"frozen_gate": False, "encoder_size": 0} | described  # mixtures of before there were these
     values = {field.name: described[field.name] for field in fields(MixtureSpec)}
     values["kv_shapes"] = {int(layer): tuple(sizes) for layer, sizes in values["kv_shapes"].items()}
     values["tasks"] = tuple(values["tasks"])

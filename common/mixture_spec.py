@@ -42,6 +42,7 @@ class MixtureSpec:
     tasks: tuple[str, ...] = ()
     learned_task_weights: bool = False
     frozen_gate: bool = False
+    encoder_size: int = 0  # width of what the gate reads where that is another model's states, else 0
 
     @property
     def num_gated(self) -> int:
@@ -52,6 +53,11 @@ class MixtureSpec:
     def has_gate(self) -> bool:
         """Whether there is anything to choose from."""
         return self.num_gated > 1
+
+    @property
+    def gate_input_size(self) -> int:
+        """Width of what the gate reads."""
+        return self.encoder_size or self.hidden_size
 
     @property
     def has_task_gate(self) -> bool:
@@ -91,7 +97,7 @@ class MixtureSpec:
         """
         shapes = self.trainable()
         if self.has_gate:
-            shapes |= dict.fromkeys(GATE_STATISTICS, (self.hidden_size,))
+            shapes |= dict.fromkeys(GATE_STATISTICS, (self.gate_input_size,))
             shapes |= self._trained_gate() | self._input_gate()
         return shapes
 
@@ -106,7 +112,7 @@ class MixtureSpec:
 
     def _input_gate(self) -> dict[str, tuple[int, ...]]:
         return {
-            "gate.hidden.weight": (self.gate_hidden_size, self.hidden_size),
+            "gate.hidden.weight": (self.gate_hidden_size, self.gate_input_size),
             "gate.hidden.bias": (self.gate_hidden_size,),
             "gate.output.weight": (self.num_gated, self.gate_hidden_size),
             "gate.output.bias": (self.num_gated,),

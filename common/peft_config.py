@@ -54,6 +54,7 @@ class MixtureConfig(PeftConfig):  # type: ignore[misc]
     tasks: list[str] = field(default_factory=list)
     learned_task_weights: bool = False
     frozen_gate: bool = False
+    encoder_size: int = 0
     special_token_ids: list[int] | None = None  # never read by the gate; None: begin, end and padding
     seed: int = 0  # of the first values
     fingerprint: str | None = None  # of the backbone
@@ -82,6 +83,11 @@ class MixtureConfig(PeftConfig):  # type: ignore[misc]
         gated = self.num_experts - self.shared_expert
         if not 0 <= self.top_k <= gated:
             raise ValueError(f"top_k must be from 0 to {gated}, the experts that the gate weighs, got {self.top_k}")
+        if self.encoder_size:
+            raise ValueError(
+                "the gate of this mixture reads another model's states (gate-encoder), which is for comparisons only: "
+                "train one without gate-encoder to use it"
+            )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.gate != "input" and gated > 1 and not self.tasks:

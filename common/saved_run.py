@@ -37,6 +37,11 @@ def read_run(
     `any_backbone`.
     """
     mixture = read_mixture(directory)
+    if mixture.spec.encoder_size:
+        raise ValueError(
+            f"the gate of {directory} reads another model's states (gate-encoder), which is for comparisons only: "
+            "train a run without gate-encoder to use it"
+        )
     settings = _read_settings(directory) if backbone is None or quantization is None else {}
     run = SavedRun(directory, mixture, backbone or settings["backbone"], quantization or settings["quantization"])
     if run.quantization not in QUANTIZATIONS:

@@ -91,7 +91,7 @@ def _first(grid: Grid, config: Config, preparation: Preparation) -> tuple[Spec, 
     if config.method != "mixture":
         adapter, arrays = first_adapter(grid, config, preparation)
         return adapter, arrays, adapter.peft_card | {"base_model_name_or_path": config.backbone}
-    spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks)
+    spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks, first.gate_input_size)
     return spec, first_mixture(grid, config, spec, preparation), card(spec, config.backbone, first.fingerprint, 0)
 
 

@@ -101,7 +101,7 @@ def _pretrain_gate(
     grid: Grid, config: Config, spec: MixtureSpec, preparation: Preparation, arrays: Arrays, rng: np.random.Generator
 ) -> Arrays:
     """Fit the gate on second moments of its input, and on sums by task, domain or cluster."""
-    to_features = projection(spec.hidden_size, config.seed)
+    to_features = projection(spec.gate_input_size, config.seed)
     statistics_down = {name: arrays[name] for name in GATE_STATISTICS}
     num_features = len(to_features)
 

@@ -44,7 +44,7 @@ def sum_statistics(replies: Sequence[PrepareReply]) -> GateStatistics:
     domains = {task: domain for reply in replies for task, domain in zip(reply.tasks, reply.domains, strict=True)}
     tasks = sorted(domains, key=lambda task: (domains[task], task))
     row = {task: index for index, task in enumerate(tasks)}
-    hidden = replies[0].hidden_size
+    hidden = replies[0].gate_input_size
     total = GateStatistics(
         tasks=tuple(tasks),
         domains=tuple(domains[task] for task in tasks),

@@ -84,5 +84,5 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
     return preparation
 
 
-def _backbone(reply: PrepareReply) -> tuple[str, int, tuple[tuple[int, tuple[int, int, int]], ...]]:
-    return reply.fingerprint, reply.hidden_size, tuple(sorted(reply.kv_shapes.items()))
+def _backbone(reply: PrepareReply) -> tuple[str, int, int, tuple[tuple[int, tuple[int, int, int]], ...]]:
+    return reply.fingerprint, reply.hidden_size, reply.gate_input_size, tuple(sorted(reply.kv_shapes.items()))

@@ -69,7 +69,7 @@ def check_evaluate_reply(reply: EvaluateReply, spec: Spec) -> None:
 
 def check_prepare_reply(reply: PrepareReply) -> None:
     """Raise ValueError, naming the thing, unless shapes and values are what the gate's statistics can be."""
-    tasks, hidden = len(reply.tasks), reply.hidden_size
+    tasks, hidden = len(reply.tasks), reply.gate_input_size
     if len(reply.domains) != tasks or len(set(reply.tasks)) != tasks:
         raise ValueError(f"{tasks} tasks with {len(reply.domains)} domains, expected one of each distinct task")
     for name, shape in (("counts", (tasks,)), ("sums", (tasks, hidden)), ("squares", (tasks, hidden))):

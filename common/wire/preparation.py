@@ -32,13 +32,14 @@ VOCABULARY, ADAPTER = "vocabulary", "adapter"
 class PrepareReply:
     """What a client tells once: its backbone, and sums of the gate's input over its training examples by task.
 
-    `sums` and `squares` are `[tasks, hidden]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads, key
-    size, value size).
+    `sums` and `squares` are `[tasks, gate input]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads,
+    key size, value size).
     """
 
     partition: int
     fingerprint: str
     hidden_size: int
+    gate_input_size: int
     kv_shapes: dict[int, tuple[int, int, int]]
     tasks: list[str]
     domains: list[str]
@@ -70,6 +71,7 @@ def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
             "partition": reply.partition,
             "fingerprint": reply.fingerprint,
             "hidden-size": reply.hidden_size,
+            "gate-input-size": reply.gate_input_size,
             "layers": layers,
             "kv-shapes": [size for layer in layers for size in reply.kv_shapes[layer]],
             "tasks": reply.tasks,
@@ -91,6 +93,7 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
         partition=read_count(about["partition"]),
         fingerprint=str(about["fingerprint"]),
         hidden_size=read_count(about["hidden-size"]),
+        gate_input_size=read_count(about["gate-input-size"]),
         kv_shapes=dict(zip(layers, zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True), strict=True)),
         tasks=read_texts(about["tasks"]),
         domains=read_texts(about["domains"]),

@@ -132,7 +132,7 @@ SHAPES = {1: (1, 2, 2)}
 
 def test_the_mixtures_spec_is_as_configured():
     config = read(prompt_form="hidden", prompt_positions="answer", shared_expert=True, temperature=0.5, top_k=3)
-    spec = config.mixture_spec(16, SHAPES, {"b", "a"})
+    spec = config.mixture_spec(16, SHAPES, {"b", "a"}, 16)
     assert (spec.form, spec.positions, spec.shared_expert) == ("hidden", "answer", True)
     assert (spec.temperature, spec.top_k, spec.task_embedding_size, spec.gate_hidden_size) == (0.5, 3, 16, 64)
     assert (spec.hidden_size, spec.kv_shapes, spec.num_experts, spec.tokens_per_expert) == (16, SHAPES, 8, 5)
@@ -150,6 +150,6 @@ def test_the_mixtures_spec_is_as_configured():
     ],
 )
 def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks):
-    spec = read(**changes).mixture_spec(16, SHAPES, ["b", "a"])
+    spec = read(**changes).mixture_spec(16, SHAPES, ["b", "a"], 16)
     assert spec.tasks == tasks
     assert spec.learned_task_weights == (changes.get("task_weights") == "learned")

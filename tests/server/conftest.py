@@ -69,6 +69,7 @@ class FakeClients:
             partition=client,
             fingerprint="same",
             hidden_size=SPEC.hidden_size,
+            gate_input_size=SPEC.hidden_size,
             kv_shapes=dict(SPEC.kv_shapes),
             tasks=tasks,
             domains=["text", "text"],

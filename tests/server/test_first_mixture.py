@@ -20,7 +20,7 @@ from simulations.inline import InlineGrid
 
 def spec_of(config: Config, prepared: Preparation) -> MixtureSpec:
     reply = prepared.replies[0]
-    return config.mixture_spec(reply.hidden_size, reply.kv_shapes, prepared.tasks)
+    return config.mixture_spec(reply.hidden_size, reply.kv_shapes, prepared.tasks, reply.gate_input_size)
 
 
 @pytest.fixture

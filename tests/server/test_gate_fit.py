@@ -26,6 +26,7 @@ def reply(client: int, by_task: dict[str, Float], domains: dict[str, str] | None
         partition=client,
         fingerprint="",
         hidden_size=HIDDEN,
+        gate_input_size=HIDDEN,
         kv_shapes={},
         tasks=list(by_task),
         domains=[(domains or {}).get(task, "text") for task in by_task],

@@ -19,9 +19,11 @@ from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import Arrays
 from common.mixture_file import WEIGHTS, read_mixture
+from common.saved_run import read_run
 from common.wire.rounds import read_instruction
 from server.app import app as server_app
 from simulations.inline import run_inline
+from tests.tiny import backbone_on_disk
 
 RunConfig = Callable[..., dict[str, Any]]
 
@@ -182,3 +184,17 @@ def test_a_run_may_go_on_from_another(run_config: RunConfig, tmp_path: Path) -> 
     run(going_on, app)
     for name, array in read_mixture(first).arrays.items():
         np.testing.assert_array_equal(app.sent[0][name], array, err_msg=name)
+
+
+# --- A gate that reads another model ---
+
+
+def test_a_gate_may_read_another_model_and_such_a_run_is_for_comparison_only(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    directory = run(run_config(gate_encoder=backbone_on_disk(tmp_path / "encoder")))
+    spec = read_mixture(directory).spec
+    assert (spec.encoder_size, spec.gate_input_size, spec.hidden_size) == (64, 64, 16)
+    assert json.loads((directory / "result.json").read_text())["perplexity"] > 1
+    with pytest.raises(ValueError, match="reads another model's states"):
+        read_run(directory)
