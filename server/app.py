@@ -114,6 +114,7 @@ def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> 
             "tasks": reply.tasks,
             "num_training_examples": int(reply.counts.sum()),
             "num_examples": before.num_examples,
+            "num_tokens": before.num_tokens,
             "backbone_perplexity": before.perplexity,
             "backbone_bits_per_character": before.bits_per_character,
         }

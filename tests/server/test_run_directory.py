@@ -162,6 +162,7 @@ def test_the_result_sets_each_client_beside_its_backbone(clients: Any, run_confi
         "tasks": ["task 1", "shared"],
         "num_training_examples": 16,
         "num_examples": 4,
+        "num_tokens": 20,
         "backbone_perplexity": pytest.approx(np.exp(3.0)),
         "backbone_bits_per_character": pytest.approx(60 / 40 / np.log(2)),
         "perplexity": pytest.approx(np.exp(2.0)),
