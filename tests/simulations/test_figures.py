@@ -34,6 +34,23 @@ def test_one_expert_has_no_gate_and_so_no_gate_entropy(fake_runs: FakeRuns, tmp_
     assert "gate_entropy" not in run_figures(run(tmp_path / "a", "num-experts=1"))
 
 
+@pytest.mark.parametrize("card", ["{'peft_type': 'LORA', 'r': 8}", ""])
+def test_a_method_without_prompts_and_gate_has_no_figures_of_them(
+    fake_runs: FakeRuns, tmp_path: Path, card: str
+) -> None:
+    fake_runs.code["a"] = f"write('adapter_config.json', {card})" if card else "(directory / CARD).unlink()"
+    fake_runs.code["a"] += "\nfor name in ('gate_entropy', 'smallest_expert_use'): del rounds[-1][name]"
+    fake_runs.code["a"] += "\nwrite_rounds()"
+    figures = run_figures(run(tmp_path / "a", "temperature=3"))
+    assert figures["perplexity"] == 3.0
+    assert not figures.keys() & {"num_parameters", "gate_entropy", "smallest_expert_use"}
+
+
+def test_a_result_that_counts_its_parameters_is_believed(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    fake_runs.code["a"] = "result['num_parameters'] = 24_576"
+    assert run_figures(run(tmp_path / "a"))["num_parameters"] == 24_576
+
+
 def test_a_run_without_result_has_no_figures(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the run left no result in "):
         run_figures(tmp_path)
