@@ -9,10 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from simulations.grid import points, portable, read_axes, read_seeds
-from simulations.runs import Run, run_all, sole_use
-from simulations.simulate import read_result
+from simulations.runs import sole_use
+from simulations.runs_view import run_and_show
 from simulations.sweep_table import TABLE, Sweep, why_no_plot, write
-from simulations.view import progress_of_runs
 
 RUNS = "runs"
 
@@ -42,7 +41,9 @@ def sweep(
         raise ValueError(f"--output must be a directory, new or an earlier sweep's, got {output}")
     with console.status("checking all combinations"):
         swept = points(words, axes, read_seeds(seeds), split, output / RUNS)
-    num_done = sum(point.run.is_done() for point in swept)
+    runs = [point.run for point in swept]
+    for run in runs:
+        run.is_done()  # raises where it was another run
     options = [word for text in over for word in ("--over", text)]
     options += ["--seeds", seeds, "--split", split, "--output", str(output), "--processes", str(num_processes)]
     command = shlex.join(["fedmops", "sweep", *(portable(word) for word in [*words, *options])])
@@ -50,13 +51,7 @@ def sweep(
     started = time.monotonic()
     with sole_use(output):
         write(report, output)
-        there = f", {num_done} of them are there already" if num_done else ""
-        console.print(f"{len(swept)} runs, {num_processes} at a time{there}", highlight=False)
-        try:
-            num_failed = _run(report, num_done, num_processes, output, console)
-        except KeyboardInterrupt:
-            console.print("stopped: the same command goes on from here")
-            raise
+        num_failed = run_and_show(runs, num_processes, console, lambda run, failure: write(report, output))
         table = write(report, output)
     console.print(f"\n{table}", markup=False, highlight=False, soft_wrap=True)
     if has_no_plot := why_no_plot(report.keys):
@@ -64,33 +59,4 @@ def sweep(
     if num_failed:
         console.print(f"{num_failed} of {len(swept)} runs failed: the same command tries them again", style="yellow")
     console.print(f"{time.monotonic() - started:.0f} s; the table is in {output / TABLE}", soft_wrap=True)
-    return num_failed
-
-
-def _run(report: Sweep, num_ended: int, num_processes: int, output: Path, console: Console) -> int:
-    """Run what is not done, with a line for each run and a progress line; return how many runs failed."""
-    runs = [point.run for point in report.points]
-    num_failed = 0
-    progress = progress_of_runs(console)
-    bar = progress.add_task("", total=len(runs))
-
-    def show_progress() -> None:
-        running = min(num_processes, len(runs) - num_ended)
-        failed = f", {num_failed} failed" if num_failed else ""
-        described = f"{num_ended - num_failed} of {len(runs)} runs done, {running} running{failed}"
-        progress.update(bar, description=described, completed=num_ended)
-
-    def ended(run: Run, failure: str | None) -> None:
-        nonlocal num_ended, num_failed
-        num_ended += 1
-        num_failed += failure is not None
-        write(report, output)
-        said = f"failed: {failure}" if failure else f"perplexity {read_result(run.directory)['perplexity']:.3f}"
-        style = "yellow" if failure else ""
-        console.print(f"{run.directory.name}: {said}", style=style, markup=False, highlight=False, soft_wrap=True)
-        show_progress()
-
-    show_progress()
-    with progress:
-        run_all(runs, num_processes, ended)
     return num_failed
