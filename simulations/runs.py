@@ -25,23 +25,35 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Run:
-    """One simulation: the words that `fedmops simulate` takes, and where its results lie."""
+    """One simulation: the words that `fedmops simulate` takes, and where its results lie.
+
+    With a `source` its first prompts are those of another run, which must have ended before.
+    """
 
     words: tuple[str, ...]
     directory: Path
+    source: Path | None = None
+
+    def all_words(self) -> list[str]:
+        """Return the words with the paths of this machine."""
+        init = [f"prompt-init={self.source.resolve()}"] if self.source else []
+        return [*self.words, *init, f"run-directory={self.directory.resolve()}"]
 
     def command(self) -> list[str]:
         """Return what starts it."""
-        words = [*self.words, f"run-directory={self.directory.resolve()}"]
-        return [sys.executable, "-m", "simulations.cli", "simulate", *words]
+        return [sys.executable, "-m", "simulations.cli", "simulate", *self.all_words()]
 
     def is_done(self) -> bool:
         """Tell whether its result is there. Raises ValueError when that is the result of other settings."""
         if not (self.directory / RESULT).is_file():
             return False
         found = json.loads((self.directory / CONFIG).read_text())
-        # Results may have been moved: where they lie is no difference.
-        if found | {"run-directory": ""} != resolve(self.words) | {"run-directory": ""}:
+        expected = resolve(self.all_words())
+        # Results may have been moved: where they lie, and with them a source, is no difference.
+        found["run-directory"] = expected["run-directory"]
+        if self.source and Path(found["prompt-init"]).name == self.source.name:
+            found["prompt-init"] = expected["prompt-init"]
+        if found != expected:
             raise ValueError(f"{self.directory} holds a run with other settings: choose another --output or remove it")
         return True
 

@@ -1,7 +1,7 @@
 """The settings of a run: defaults, then a preset or TOML file, then `key=value` words."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
-def resolve(words: Sequence[str]) -> dict[str, Value]:
-    """Merge what the command line says into the defaults.
+def resolve(words: Sequence[str], shared: Mapping[str, Any] | None = None) -> dict[str, Value]:
+    """Merge what the command line says into the defaults, or into the defaults with what runs share on top.
 
     A word with "=" sets a key; one without names a preset or a TOML file, at most one. Raises ValueError, with what to
     do, for anything else.
     """
     settings = default_run_config(distribution_root())
+    _merge(settings, shared or {}, "shared")
     # A path may have "=" in it, as those of a sweep's runs have.
     named = [word for word in words if "=" not in word or Path(word).is_file()]
     if len(named) > 1:

@@ -24,7 +24,7 @@ class FakeRuns:
     def command(self, run: Run) -> list[str]:
         """Return what starts the fake."""
         self.started.append(run.directory.name)
-        settings = resolve(run.words) | {"run-directory": str(run.directory.resolve())}
+        settings = resolve(run.all_words())
         code = self.code.get(run.directory.name, self.always)
         program = str(Path(__file__).with_name("fake_run.py"))
         return [sys.executable, "-I", "-S", program, str(run.directory), json.dumps(settings), code]

@@ -1,6 +1,5 @@
 """Many runs: a finished one is not run again, a half-way one is run anew, a failure is named, none is left behind."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from fakes import FakeRuns
 
 from simulations import runs
-from simulations.compare import compare
 from simulations.runs import Run, run_all, sole_use
 
 
@@ -32,6 +30,12 @@ def test_a_run_is_fedmops_simulate_with_a_directory_of_its_own(tmp_path: Path, m
     command = run_in(Path("a"), "mixture", "seed=1").command()
     directory = f"run-directory={(tmp_path / 'a').resolve()}"
     assert command == [sys.executable, "-m", "simulations.cli", "simulate", "mixture", "seed=1", directory]
+
+
+def test_a_run_with_a_source_starts_from_its_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = Run(("seed=1",), Path("b"), source=Path("a")).command()
+    assert f"prompt-init={(tmp_path / 'a').resolve()}" in command
 
 
 def test_all_runs_run_on_one_thread_each_and_their_end_is_told(
@@ -67,6 +71,14 @@ def test_a_finished_run_is_not_run_again_even_when_it_was_moved(fake_runs: FakeR
     assert moved.is_done()
     run_all([moved], 1, Ended())
     assert fake_runs.started == ["a"]
+
+
+def test_a_source_may_have_been_moved_but_not_have_another_name(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    run_all([Run((), tmp_path / "old" / "b", source=tmp_path / "old" / "a")], 1, Ended())
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert Run((), tmp_path / "new" / "b", source=tmp_path / "new" / "a").is_done()
+    with pytest.raises(ValueError, match="other settings"):
+        Run((), tmp_path / "new" / "b", source=tmp_path / "new" / "c").is_done()
 
 
 def test_a_run_that_comes_twice_runs_once(fake_runs: FakeRuns, tmp_path: Path) -> None:
@@ -143,37 +155,3 @@ def test_a_second_process_is_kept_from_a_directory_in_use(tmp_path: Path) -> Non
         pass
     with sole_use(tmp_path / "new"):
         pass
-
-
-# --- compare.py, which runs on the same ---
-
-
-def test_presets_are_compared_at_their_best_rate_by_the_validation_split(
-    fake_runs: FakeRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for seed in (0, 1):
-        fake_runs.code[f"mixture-rate0.1-seed{seed}-validation"] = "perplexity *= 2"
-    figures = compare(["mixture"], [0.1, 0.2], [0, 1], tmp_path, ["num-rounds=3"], 2)["mixture"]
-    assert figures["validation_by_rate"] == pytest.approx({0.1: 2 * 2**0.5, 0.2: 2**0.5})
-    assert (figures["rate"], figures["perplexity"], figures["backbone"]) == (0.2, [1.0, 2.0], [8.0, 8.0])
-    assert figures["num_worse_clients"] == [1, 2]
-    tested = ["mixture-rate0.2-seed0-test", "mixture-rate0.2-seed1-test"]
-    assert len(fake_runs.started) == 6
-    assert fake_runs.started[4:] == tested
-    said = capsys.readouterr().out.splitlines()
-    assert sorted(said[4:]) == [f"{tested[0]}: perplexity 1.000", f"{tested[1]}: perplexity 2.000"]
-    config = json.loads((tmp_path / tested[1] / "config.json").read_text())
-    told = [config[key] for key in ("num-rounds", "learning-rate", "seed", "eval-split")]
-    assert told == [3, 0.2, 1, "test"]
-
-    again = compare(["mixture"], [0.1, 0.2], [0, 1], tmp_path, ["num-rounds=3"], 2)["mixture"]
-    assert again == figures
-    assert len(fake_runs.started) == 6
-    assert capsys.readouterr().out == ""
-
-
-def test_a_comparison_with_a_failed_run_ends_with_its_reason(fake_runs: FakeRuns, tmp_path: Path) -> None:
-    fake_runs.code["mixture-rate0.1-seed0-validation"] = "sys.exit('failed: no power')"
-    with pytest.raises(RuntimeError, match=r"mixture-rate0\.1-seed0-validation failed: no power"):
-        compare(["mixture"], [0.1], [0, 1], tmp_path, [], 2)
-    assert len(fake_runs.started) == 2

@@ -44,6 +44,13 @@ def test_the_command_line_overrides_a_preset_wherever_it_stands() -> None:
         assert (settings["num-experts"], settings["tokens-per-expert"]) == (1, 7)
 
 
+def test_what_runs_share_stands_between_the_defaults_and_the_words_and_may_be_void() -> None:
+    settings = resolve(["num-experts=1", "seed=2"], {"seed": 1, "temperature": 0.5})
+    assert settings == DEFAULTS | {"num-experts": 1, "seed": 2, "temperature": 0.5}
+    with pytest.raises(ValueError, match="shared: unknown key 'num-round': did you mean num-rounds"):
+        resolve([], {"num-round": 1})
+
+
 def test_the_last_word_for_a_key_wins() -> None:
     assert resolve(["seed=1", "seed=2"])["seed"] == 2
 
