@@ -10,7 +10,7 @@ from simulations.view import progress_of_runs
 
 
 def run_and_show(
-    runs: Sequence[Run], num_processes: int, console: Console, ended: Callable[[Run, str | None], None]
+    runs: Sequence[Run], num_processes: int, console: Console, ended: Callable[[Run, str | None], object]
 ) -> int:
     """Run what is not done and tell of each; return how many runs failed.
 

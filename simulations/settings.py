@@ -81,7 +81,7 @@ def _read_preset(name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not TOML: {error}") from None
 
 
-def _merge(settings: dict[str, Value], overrides: dict[str, Any], source: str) -> None:
+def _merge(settings: dict[str, Value], overrides: Mapping[str, Any], source: str) -> None:
     for key, value in overrides.items():
         if key not in settings:
             raise ValueError(f"{source}: {unknown_key_message(key, list(settings))}")
