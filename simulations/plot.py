@@ -1,4 +1,4 @@
-"""The plot of a sweep. The one file that imports matplotlib: import it where a plot is due."""
+"""The plot of a sweep. Imports matplotlib: import it where a plot is due."""
 
 import io
 from collections.abc import Sequence

@@ -43,7 +43,7 @@ PLACES = {
     "flwr": ["server", "client", "simulations", "common/wire"],
     "flwr_datasets": ["common/partition.py"],
     "datasets": ["common/partition.py"],
-    "matplotlib": ["simulations/plot.py"],
+    "matplotlib": ["simulations/comparison_plot.py", "simulations/plot.py"],
 }
 
 
