@@ -13,6 +13,7 @@ from rich.console import Console
 
 from common.config import QUANTIZATIONS
 from common.saved_run import read_run
+from simulations.compare import compare
 from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
@@ -67,6 +68,22 @@ def sweep_command(
     """Measure how far perplexity depends on settings. After Ctrl-C the same command goes on from there."""
     num_failed = sweep(words or [], over, seeds, split, output, processes or os.cpu_count() or 1, console)
     raise typer.Exit(1 if num_failed else 0)
+
+
+@app.command("compare")
+def compare_command(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="COMPARISON|FILE.toml [KEY=VALUE]...", help="the methods, then what all runs share"),
+    ],
+    output: Annotated[Path, typer.Option(help="directory of runs, tables and plots; new, or a stopped comparison's")],
+    seeds: Annotated[str, typer.Option(help="each method runs with each")] = "0,1,2,3,4",
+    methods: Annotated[str | None, typer.Option(help="names with commas between; default: all of the file")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: the number of cores")] = None,
+) -> None:
+    """Compare methods, each at its best learning rate. After Ctrl-C the same command goes on from there."""
+    num_missing = compare(words, seeds, methods, output, processes or os.cpu_count() or 1, console)
+    raise typer.Exit(1 if num_missing else 0)
 
 
 @app.command()

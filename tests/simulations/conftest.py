@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from common.backbone_source import distribution_root
 from common.config import default_run_config
 from common.tokenizer import train_tokenizer
 from simulations import runs
+from simulations.cli import main
 from simulations.runs import Run
 
 
@@ -105,6 +107,22 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuns]:
     for process in fakes.processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def fedmops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Return a function that runs a `fedmops` command in this process and returns its exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["fedmops", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code is None or isinstance(stop.value.code, int)
+        return stop.value.code or 0
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

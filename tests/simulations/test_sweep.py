@@ -2,35 +2,23 @@
 
 import json
 import shlex
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import SMALL, FakeRuns
 
-from simulations.cli import main
 from simulations.runs import Run
 
 Fedmops = Callable[..., int]
 
 
 @pytest.fixture
-def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fedmops]:
+def sweep(fedmops: Fedmops) -> Fedmops:
     """Return a function that runs `fedmops sweep` in this process and returns its exit code."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["fedmops", "sweep", *words])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert stop.value.code is None or isinstance(stop.value.code, int)
-        return stop.value.code or 0
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return partial(fedmops, "sweep")
 
 
 @pytest.mark.parametrize(
