@@ -32,7 +32,9 @@ rounds = [
 
 
 def write(name: str, content: object) -> None:
-    (directory / name).write_text(json.dumps(content))
+    """Write a file whole, as a run does: another process may look for it at any time."""
+    (directory / f".{name}").write_text(json.dumps(content))
+    (directory / f".{name}").rename(directory / name)
 
 
 def write_rounds() -> None:
