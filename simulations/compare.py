@@ -48,12 +48,14 @@ def compare(
             console.print("search of the learning rates, on the validation split: ", end="")
             _run_jobs(plan, search, command, num_processes, console)
         compared = [comparison.methods[name] for name in comparison.compared]
-        tests = []
+        ready = []
         for method in compared:
             searched = plan.searched(comparison.searching(method))
             _tell_choice(method, searched, console)
             if not searched or searched["chosen"] is not None:
-                tests += [_job(plan, method, searched.get("chosen"), seed, TEST) for seed in plan.seeds]
+                ready.append((method, searched.get("chosen")))
+        # Seed by seed: what is stopped has all methods with some seeds, not some methods with all.
+        tests = [_job(plan, method, rate, seed, TEST) for seed in plan.seeds for method, rate in ready]
         console.print("comparison, on the test split: ", end="")
         _run_jobs(plan, tests, command, num_processes, console)
         report = describe(plan, command)
