@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: simulation test lint bench clean
+.PHONY: simulation test lint docs bench clean
 .DEFAULT_GOAL := simulation
 
 simulation: $(INSTALLED) ## the default run: 8 clients, per-client perplexity before and after
@@ -16,6 +16,9 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED) ## rebuild the tables in documents from their JSON
+	$(BIN)/python -m simulations.document
 
 bench: $(INSTALLED) ## what a local step costs
 	$(BIN)/python -m benchmarks.local_step

@@ -1,0 +1,111 @@
+"""Rebuild the tables in documents from the JSON that they come from, or check that they agree.
+
+    python -m simulations.document [--check]
+
+A block of README.md or docs/**/*.md, and every sweep.md and results.md under docs/results, must be what its JSON gives:
+
+    <!-- from docs/results/method/gates/sweep.json: table -->
+    ...
+    <!-- end -->
+
+The word after the colon names a section: a sweep has `table`; a comparison has its groups, `summary`, `clients` and
+`search`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.atomic_file import replace_file
+from common.backbone_source import distribution_root
+from common.near_names import did_you_mean
+from simulations import comparison_report, comparison_table, sweep_table
+
+RESULTS = Path("docs") / "results"
+# What writes the document beside a JSON file, by the file's name.
+DOCUMENTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    sweep_table.JSON: (sweep_table.TABLE, sweep_table.document),
+    comparison_report.JSON: (comparison_report.DOCUMENT, comparison_table.document),
+}
+BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
+
+
+def main() -> None:
+    """Rewrite what differs, or with --check name it and end with exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; name what differs")
+    is_check = parser.parse_args().check
+    root = distribution_root()
+    try:
+        differing = rebuild(root, write=not is_check)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for place in differing:
+        print(f"{place} {'differs from its JSON: run `make docs`' if is_check else 'was rebuilt'}")
+    sys.exit(1 if is_check and differing else 0)
+
+
+def rebuild(root: Path, write: bool) -> list[str]:
+    """Return the blocks and files that differ from what their JSON gives; rewrite them if asked.
+
+    Raises ValueError, naming file and block, for a block that cannot be built.
+    """
+    differing = []
+    for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        where = path.relative_to(root)
+        old = path.read_text(encoding="utf-8")
+        new, blocks = _rebuilt(old, str(where), root)
+        differing += [f"{where}: {block}" for block in blocks]
+        if write and new != old:
+            replace_file(path, new.encode())
+    for name, (document, written) in DOCUMENTS.items():
+        for source in sorted((root / RESULTS).rglob(name)):
+            path, new = source.with_name(document), written(_read(source))
+            if not path.is_file() or path.read_text(encoding="utf-8") != new:
+                differing.append(str(path.relative_to(root)))
+                if write:
+                    replace_file(path, new.encode())
+    return differing
+
+
+def _rebuilt(text: str, where: str, root: Path) -> tuple[str, list[str]]:
+    """Return a document with all of its blocks built anew, and the names of those that differed."""
+    parts, differing, position = [], [], 0
+    while found := BEGIN.search(text, position):
+        name = f"{found[1]}: {found[2]}"
+        end = text.find(END, found.end())
+        if end < 0 or BEGIN.search(text, found.end(), end):
+            raise ValueError(f"{where}: the block of {name} has no end: write {END} on a line after it")
+        built = f"\n{_section(root, found[1], found[2], where).strip()}\n"
+        if text[found.end() : end] != built:
+            differing.append(name)
+        parts += [text[position : found.end()], built]
+        position = end
+    return "".join([*parts, text[position:]]), differing
+
+
+def _section(root: Path, source: str, name: str, where: str) -> str:
+    path = root / source
+    if path.name not in DOCUMENTS or not path.is_file():
+        raise ValueError(f"{where}: {source} must be a {' or '.join(DOCUMENTS)} of this repository")
+    report = _read(path)
+    is_sweep = path.name == sweep_table.JSON
+    sections = {"table": sweep_table.table(report)} if is_sweep else comparison_table.sections(report)
+    if name not in sections:
+        hint = did_you_mean(name, list(sections), otherwise=f"expected {', '.join(sections)}")
+        raise ValueError(f"{where}: {source} has no section {name!r}: {hint}")
+    return sections[name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+if __name__ == "__main__":
+    main()
