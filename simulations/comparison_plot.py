@@ -98,7 +98,7 @@ def _clients(methods: Sequence[Row]) -> Figure:
         axes.plot(*_dots(place + 0.2, rows, "perplexity"), "o", color=look["color"], alpha=0.6, markersize=3.5)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize="small")
     axes.set_xlim(-0.6, len(names) - 0.4)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    figure.legend(loc="outside upper right", frameon=False, fontsize="small")
     return figure
 
 
