@@ -54,7 +54,10 @@ def simulate_command(
 def sweep_command(
     over: Annotated[
         list[str],
-        typer.Option(metavar="KEY=VALUE,VALUE...", help="a key to sweep and its values; repeated: every combination"),
+        typer.Option(
+            metavar="KEY=VALUE,VALUE...",
+            help="a key to sweep and its values, keys that change together joined by +; repeated: every combination",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="directory of the runs and the table; new, or that of a stopped sweep")],
     words: Annotated[

@@ -1,10 +1,10 @@
 """The grid of a sweep: keys with their values, and a checked run for each combination and seed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from simulations.settings import resolve
 # Keys that the sweep sets by itself, and what to use instead.
 OWN_KEYS = {"seed": "--seeds", "eval-split": "--split", "run-directory": "--output"}
 ABSOLUTE_PATH = re.compile(r"""(?:^|(?<=[=,"']))/[^,"']*""")
+TOGETHER = "+"
 PIECE = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,"'\s][^,"']*|)\s*(,|$)""")
 MAX_NAME_LENGTH = 40
 
@@ -23,10 +24,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Axis:
-    """A key and its values, written as after `key=` on the command line."""
+    """A key and its values, written as after `key=` on the command line.
+
+    Keys that change together are joined by "+", and so are their values: `num-local-steps+num-rounds=6+40,30+8`.
+    """
 
     key: str
     texts: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """The key, or those that change together."""
+        return self.key.split(TOGETHER)
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of the command line for one of the values. Raises ValueError unless each key has one."""
+        values = text.split(TOGETHER) if len(self.keys) > 1 else [text]
+        if len(values) != len(self.keys):
+            raise ValueError(f"--over {self.key}: expected {len(self.keys)} values joined by +, got {text!r}")
+        return [f"{key}={value}" for key, value in zip(self.keys, values, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ def read_axes(over: Sequence[str], words: Sequence[str]) -> list[Axis]:
     """Read `KEY=VALUE,VALUE...` texts. Raises ValueError for one that the sweep cannot follow beside the words."""
     fixed = {word.partition("=")[0] for word in words if "=" in word}
     axes = [_read_axis(text) for text in over]
-    keys = [axis.key for axis in axes]
+    keys = [key for axis in axes for key in axis.keys]
     for key in [*fixed, *keys]:
         if key in OWN_KEYS:
             raise ValueError(f"{key} is set for each run of a sweep: use {OWN_KEYS[key]} instead")
@@ -90,8 +106,8 @@ def points(
 
     Raises ValueError, naming the combination, for one that cannot run.
     """
-    values = ([f"{axis.key}={text}" for text in axis.texts] for axis in axes)
-    swept = [(*chosen, f"seed={seed}") for chosen in product(*values) for seed in seeds]
+    values = ([axis.words(text) for text in axis.texts] for axis in axes)
+    swept = [(*chain.from_iterable(chosen), f"seed={seed}") for chosen in product(*values) for seed in seeds]
     configs = [_checked(words, chosen, split) for chosen in swept]
     # Needs the `datasets` library and some tenths of a second for each run: only worth it once the rest is right.
     from common.partition import partitions_of
@@ -103,13 +119,19 @@ def points(
         except ValueError as error:
             raise ValueError(f"{' '.join(chosen)}: {error}") from None
         by_key = {kebab(name): value for name, value in asdict(config).items()}
-        settings = {axis.key: portable(by_key[axis.key]) for axis in axes}
+        settings = {axis.key: portable(value_of(axis.key, by_key)) for axis in axes}
         name = ",".join(f"{key}={_in_a_name(value)}" for key, value in (settings | {"seed": config.seed}).items())
         if name in found:
             raise ValueError(f"{name} comes twice: leave one out (a path from the root counts by its last part alone)")
         run = Run((*words, *chosen, f"eval-split={split}"), directory / name)
         found[name] = Point(settings, config.seed, run)
     return list(found.values())
+
+
+def value_of(axis: str, settings: Mapping[str, Value]) -> Value:
+    """Return what a run's settings say of an axis: a value, or those of all its keys joined."""
+    keys = axis.split(TOGETHER)
+    return settings[axis] if len(keys) == 1 else TOGETHER.join(shown(settings[key]) for key in keys)
 
 
 def _checked(words: Sequence[str], chosen: Sequence[str], split: str) -> Config:

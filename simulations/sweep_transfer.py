@@ -12,7 +12,7 @@ from common.atomic_file import replace_file, replace_json
 from common.perplexity import geometric_mean
 from common.saved_run import CONFIG
 from server.run_directory import RESULT
-from simulations.grid import shown
+from simulations.grid import shown, value_of
 from simulations.sweep_table import JSON, why_no_plot
 from simulations.transfer import TRANSFER, prompt_transfer_gain
 
@@ -34,7 +34,7 @@ def transfer_by_setting(sweep: Path, alone: Path, num_processes: int, on_task: C
     for run in sorted(path.parent for path in (sweep / "runs").glob(f"*/{RESULT}")):
         settings = json.loads((run / CONFIG).read_text())
         found = prompt_transfer_gain(run, alone, num_processes, on_task)
-        rows.append({"settings": {key: settings[key] for key in keys}, **found})
+        rows.append({"settings": {key: value_of(key, settings) for key in keys}, **found})
     if not rows:
         raise RuntimeError(f"no run of the sweep in {sweep} has a result: let it finish first")
     rows.sort(key=lambda row: ([_order(value) for value in row["settings"].values()], row["seed"]))

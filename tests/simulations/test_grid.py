@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from fakes import SMALL
 
-from simulations.grid import Axis, Point, points, portable, read_axes, read_seeds, shown
+from simulations.grid import Axis, Point, points, portable, read_axes, read_seeds, shown, value_of
+from simulations.settings import resolve
 
 
 def grid(*over: str, words: list[str] = SMALL, seeds: str = "0") -> list[Point]:
@@ -149,3 +150,37 @@ def test_what_is_recorded_holds_no_path_from_the_root(value: Any, expected: Any)
 )
 def test_a_value_is_shown_as_it_is_written(value: Any, text: str) -> None:
     assert shown(value) == text
+
+
+def test_keys_that_change_together_are_one_axis() -> None:
+    first, second = grid("num-local-steps+num-rounds=6+40,30+8")
+    assert first.run.words[len(SMALL) :][:2] == ("num-local-steps=6", "num-rounds=40")
+    assert first.settings == {"num-local-steps+num-rounds": "6+40"}
+    assert second.run.directory.name == "num-local-steps+num-rounds=30+8,seed=0"
+    config = resolve(second.run.words)
+    assert (config["num-local-steps"], config["num-rounds"]) == (30, 8)
+    assert value_of("num-local-steps+num-rounds", config) == "30+8"
+    assert value_of("num-rounds", config) == 8
+
+
+@pytest.mark.parametrize(
+    ("over", "reason"),
+    [
+        (
+            "num-local-steps+num-rounds=6+40,30",
+            "--over num-local-steps+num-rounds: expected 2 values joined by +, got '30'",
+        ),
+        ("num-local-steps+seed=6+1", "seed is set for each run of a sweep: use --seeds instead"),
+        ("num-local-steps+num-local-steps=6+1", "--over names num-local-steps twice"),
+        ("num-local-steps+rounds=6+1", "--over: unknown key 'rounds'"),
+        ("num-local-steps+num-clients=6+1", "num-clients is both fixed and swept"),
+    ],
+)
+def test_what_cannot_change_together_is_an_error_that_says_why(over: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        grid(over)
+
+
+def test_a_plus_within_one_keys_value_is_part_of_it() -> None:
+    (point,) = grid("learning-rate=1e+0")
+    assert point.settings == {"learning-rate": 1.0}
