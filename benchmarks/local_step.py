@@ -30,7 +30,7 @@ from common.mixture_spec import MixtureSpec, num_parameters
 from common.skills.suite import skill_examples
 
 BATCH_SIZE, NUM_BATCHES = 16, 32
-NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 8, 5, 64
+NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
 PROMPT_TOKENS, LORA_RANK = 20, 8
 
 Step = Callable[[Sequence[TokenizedExample]], None]

@@ -38,8 +38,8 @@ class MixtureConfig(PeftConfig):  # type: ignore[misc]
 
     task_type: str | None = None
     base_model_name_or_path: str | None = None
-    num_experts: int = 8
-    tokens_per_expert: int = 5
+    num_experts: int = 16
+    tokens_per_expert: int = 2
     injection_layer: int = -1  # first layer (from 0) that sees prompts; -1: the middle; void where kv_shapes are given
     gate_hidden_size: int = 64
     hidden_size: int | None = None

@@ -35,7 +35,7 @@ def test_every_preset_is_a_right_configuration(name: str) -> None:
 
 def test_a_preset_changes_what_it_names_and_no_more() -> None:
     changed = {key: value for key, value in resolve(["one-group"]).items() if value != DEFAULTS[key]}
-    assert changed == {"name": "one-group", "num-experts": 1, "tokens-per-expert": 52}
+    assert changed == {"name": "one-group", "num-experts": 1, "tokens-per-expert": 44}
 
 
 def test_the_command_line_overrides_a_preset_wherever_it_stands() -> None:
