@@ -1,7 +1,9 @@
 """The baselines of peft: an adapter on the frozen backbone that is trained, scored and sent as a mixture is."""
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +38,7 @@ def peft_config(config: Config, num_tasks: int) -> PeftConfig:
     vocabulary (Lester et al. 2021), multitask ones at random: peft has no sampling there.
     """
     if config.method in ("lora", "ffa-lora"):
-        targets = [name.strip() for name in config.lora_targets.split(",")]
+        targets = lora_targets(config)
         return LoraConfig(
             task_type=CAUSAL_LM,
             r=config.lora_rank,
@@ -51,6 +53,11 @@ def peft_config(config: Config, num_tasks: int) -> PeftConfig:
     return PromptTuningConfig(**tokens, prompt_tuning_init="SAMPLE_VOCAB")
 
 
+def lora_targets(config: Config) -> list[str]:
+    """Return the names of the modules that LoRA adapts."""
+    return [name.strip() for name in config.lora_targets.split(",")]
+
+
 class AdaptedBackbone:
     """A backbone with a peft adapter; at the end of a `with` the backbone is plain again."""
 
@@ -61,7 +68,9 @@ class AdaptedBackbone:
         self.backbone = backbone
         self._method = config.method
         described = peft_config(config, len(tasks))
-        with torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
+        if isinstance(described, LoraConfig):
+            _check_targets(backbone, lora_targets(config))
+        with _peft_quiet(), torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             self._model = get_peft_model(backbone.model, described)
         self._parameters = {
@@ -110,7 +119,9 @@ class AdaptedBackbone:
 
     @torch.no_grad()
     def load_arrays(self, arrays: Arrays) -> None:
-        """Take over the values of all arrays of the spec."""
+        """Take over the values of all arrays of the spec. Raises ValueError for arrays of another adapter."""
+        if {name: array.shape for name, array in arrays.items()} != self.spec.shapes:
+            raise ValueError(f"the adapter that was sent does not fit method={self._method} on this backbone")
         for name, parameter in self._parameters.items():
             parameter.copy_(torch.from_numpy(arrays[name]))
 
@@ -157,6 +168,35 @@ class AdaptedBackbone:
 # What is tuned, with what: a mixture, or a baseline's adapter.
 Tuned = PromptedBackbone | AdaptedBackbone
 Trainee = Mixture | AdaptedBackbone
+
+
+def _check_targets(backbone: Backbone, targets: Sequence[str]) -> None:
+    """Raise ValueError for a target that is no linear layer of the backbone: peft passes over it in silence."""
+    # Conv1D is GPT-2's linear layer.
+    linear = {
+        name
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+    for target in targets if targets != [ALL_LINEAR] else ():
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ValueError(
+                f"lora-targets must be linear layers of the backbone ({known}) or {ALL_LINEAR} alone, got {target!r}"
+            )
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Keep to itself what peft 0.21.2 warns of and a user cannot mend."""
+    with warnings.catch_warnings():
+        # It asks transformers 5.23 by a name that goes in version 6.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        # GPT-2's layers are stored transposed, as it finds out by itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # Of all-linear on a mixture of experts: it looks for layers under the names of another release.
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", UserWarning)
+        yield
 
 
 def _saved_name(name: str) -> str:

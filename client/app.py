@@ -181,7 +181,11 @@ def _spec(config: Config, backbone: Backbone, tasks: tuple[str, ...], gate_input
 def _tuned(config: Config, backbone: Backbone, instruction: Instruction) -> PromptedBackbone | AdaptedBackbone:
     if config.method != "mixture":
         adapted = AdaptedBackbone(backbone, config, instruction.tasks)
-        adapted.load_arrays(instruction.arrays)
+        try:
+            adapted.load_arrays(instruction.arrays)
+        except BaseException:
+            adapted.remove()  # the next message finds the same backbone
+            raise
         return adapted
     gate_input_size = instruction.arrays["gate.mean"].size if "gate.mean" in instruction.arrays else 0
     mixture = Mixture(_spec(config, backbone, instruction.tasks, gate_input_size)).to(backbone.device)
