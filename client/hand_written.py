@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from client.partition_data import PartitionData, TokenizedSplit
+from client.partition_data import PartitionData, TokenizedSplit, longest_text
 from common.backbone import Backbone
 from common.batches import TokenizedExample, tokenize
 from common.config import Config
@@ -15,7 +15,7 @@ UNCUT = 2**31
 
 def with_hand_written_prompt(config: Config, data: PartitionData, backbone: Backbone) -> TokenizedSplit:
     """Return the evaluation examples with the configured text and shots before each."""
-    longest = min(config.max_sequence_tokens, backbone.max_positions)
+    longest = longest_text(config, backbone)
     of_task: dict[str, list[Example]] = {}
     for example in data.train.examples:
         of_task.setdefault(example.task, []).append(example)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from client.gate_encoder import encoded
+from common.adapter_spec import PROMPT_METHODS
 from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import Config
@@ -32,6 +33,12 @@ class PartitionData:
     evaluation: TokenizedSplit
 
 
+def longest_text(config: Config, backbone: Backbone) -> int:
+    """Return how many tokens an example may have: virtual ones stand before it, and take up positions."""
+    virtual = config.num_virtual_tokens if config.method in PROMPT_METHODS else 0
+    return min(config.max_sequence_tokens, backbone.max_positions - virtual)
+
+
 # One entry per client of a simulation; a run's data is small beside its backbone.
 @cache
 def load_partition_data(config: Config, partition: int, backbone: Backbone) -> PartitionData:
@@ -40,7 +47,7 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
     Those whose answers do not fit are left out and counted in the log. Raises ValueError when none is left.
     """
     owned = partitions_of(config)[partition]
-    longest = min(config.max_sequence_tokens, backbone.max_positions)
+    longest = longest_text(config, backbone)
 
     def split(name: str) -> TokenizedSplit:
         fitting = []
@@ -51,7 +58,8 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
         if not fitting:
             raise ValueError(
                 f"none of the {len(of_split)} {name} answers of client {partition} fits into {longest} tokens, the "
-                "least of max-sequence-tokens and the backbone's longest text: raise it or choose another backbone"
+                "least of max-sequence-tokens and the backbone's longest text less num-virtual-tokens: change them or "
+                "choose another backbone"
             )
         if len(fitting) < len(of_split):
             log.warning(

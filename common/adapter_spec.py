@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 AdapterMethod = Literal["prompt-tuning", "prefix-tuning", "multitask-prompt-tuning", "lora", "ffa-lora"]
 Method = Literal["mixture", "hand-written"] | AdapterMethod
 ADAPTER_METHODS: tuple[str, ...] = get_args(AdapterMethod)
+PROMPT_METHODS = ("prompt-tuning", "prefix-tuning", "multitask-prompt-tuning")  # virtual tokens before the text
 METHODS = ("mixture", *ADAPTER_METHODS, "hand-written")
 
 # peft's name for the configuration that lies beside an adapter's weights.

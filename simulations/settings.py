@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.adapter_spec import PROMPT_METHODS
 from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
@@ -12,7 +13,6 @@ GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraini
 GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate"}
 MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
 MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
-PROMPT_METHODS = ("prompt-tuning", "prefix-tuning", "multitask-prompt-tuning")
 # Keys that have an effect on some values of another key only.
 ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("dirichlet-alpha", "partition", ("dirichlet",)),

@@ -59,9 +59,9 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-def family_model(family: str, attention: str | None = None) -> Any:
+def family_model(family: str, attention: str | None = None, **changes: Any) -> Any:
     """Build a family's tiny model, the same at every call; `attention` None: what the family uses by itself."""
-    config = transformers.AutoConfig.for_model(family, **(FAMILIES | REFUSED)[family])
+    config = transformers.AutoConfig.for_model(family, **(FAMILIES | REFUSED)[family] | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -71,6 +71,6 @@ def family_model(family: str, attention: str | None = None) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def family_backbone(family: str) -> Backbone:
+def family_backbone(family: str, **changes: Any) -> Backbone:
     """Return a family's tiny model as a backbone."""
-    return Backbone(family_model(family, ATTENTION), byte_tokenizer(), family, CPU)
+    return Backbone(family_model(family, ATTENTION, **changes), byte_tokenizer(), family, CPU)

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tiny import byte_tokenizer, tiny_backbone
+from families import family_backbone
+from tiny import CPU, byte_tokenizer, tiny_backbone, tiny_llama
 
-from client.partition_data import load_partition_data
-from common.batches import tokenize
+from client.adapter import AdaptedBackbone
+from client.partition_data import load_partition_data, longest_text
+from common.adapter_spec import PROMPT_METHODS
+from common.backbone import Backbone
+from common.batches import collate, tokenize
 from common.config import default_run_config, read_config
 from common.partition import partitions_of
 
@@ -56,3 +60,32 @@ def test_answers_that_do_not_fit_are_left_out_and_counted(caplog):
 def test_a_client_without_fitting_answers_is_an_error():
     with pytest.raises(ValueError, match=r"none of the \d+ train answers of client 0 fits into 2 tokens"):
         load_partition_data(config(max_sequence_tokens=2), 0, tiny_backbone())
+
+
+@pytest.mark.parametrize(
+    ("method", "longest"), [("prompt-tuning", 24), ("prefix-tuning", 24), ("multitask-prompt-tuning", 24), ("lora", 48)]
+)
+def test_virtual_tokens_take_up_positions_of_the_backbone(method, longest):
+    """A model of learned positions has none beyond its last; max-sequence-tokens counts the text alone."""
+    backbone = Backbone(tiny_llama(max_position_embeddings=48), byte_tokenizer(), "tiny", CPU)
+    data = load_partition_data(config(method=method, num_virtual_tokens=24), 0, backbone)
+    assert max(text.num_tokens for text in data.train.tokenized) == longest
+    assert longest_text(config(method=method, num_virtual_tokens=24, max_sequence_tokens=23), backbone) == 23
+
+
+@pytest.mark.parametrize("method", PROMPT_METHODS)
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_the_longest_text_fits_behind_virtual_tokens_where_positions_are_learned(method, family):
+    changes = {"n_positions": 64} if family == "gpt2" else {"max_position_embeddings": 64, "num_key_value_heads": 4}
+    backbone = family_backbone(family, **changes)
+    settings = config(method=method, num_virtual_tokens=24)
+    texts = load_partition_data(settings, 0, backbone).train.tokenized
+    longest = collate([max(texts, key=lambda text: text.num_tokens)], 2, CPU)
+    assert longest.input_ids.shape[1] == 40
+    with AdaptedBackbone(backbone, settings, longest.tasks) as adapted:
+        assert adapted.logits(longest)[0].isfinite().all()
+
+
+def test_more_virtual_tokens_than_positions_are_an_error_that_names_them():
+    with pytest.raises(ValueError, match=r"fits into -44 tokens, the least of .* less num-virtual-tokens: change them"):
+        load_partition_data(config(method="prefix-tuning", num_virtual_tokens=300), 0, tiny_backbone())
