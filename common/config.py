@@ -214,6 +214,13 @@ def _check(config: Config) -> None:
             locate(config.gate_encoder)
         except ValueError as error:
             raise ValueError(f"gate-encoder: {error}") from None
+    if not all(name.strip() for name in config.lora_targets.split(",")):
+        raise ValueError(f"lora-targets must be names with commas between them, got {config.lora_targets!r}")
+    if config.method == "hand-written" and config.num_personal_steps:
+        raise ValueError(
+            f"num-personal-steps must be 0 with method=hand-written, which trains nothing, "
+            f"got {config.num_personal_steps}"
+        )
     layers = num_layers(config.backbone)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")

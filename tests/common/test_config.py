@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.adapter_spec import METHODS
 from common.config import Config, default_run_config, kebab, read_config
 
 DEFAULTS = default_run_config(Path(__file__).parents[2])
@@ -46,13 +47,20 @@ def test_a_config_is_frozen():
         ({"temperature": True}, "temperature must be a number, got True"),
         ({"centralised": 1}, "centralised must be true or false, got 1"),
         ({"name": 3}, "name must be text, got 3"),
+        ({"freeze_gate": 1}, "freeze-gate must be true or false, got 1"),
+        ({"prompt_text": 3}, "prompt-text must be text, got 3"),
+        ({"lora_targets": False}, "lora-targets must be text, got False"),
+        ({"num_shots": 2.0}, "num-shots must be a whole number, got 2.0"),
+        ({"num_personal_steps": "1"}, "num-personal-steps must be a whole number, got '1'"),
+        ({"num_virtual_tokens": 1.5}, "num-virtual-tokens must be a whole number, got 1.5"),
+        ({"lora_rank": True}, "lora-rank must be a whole number, got True"),
         ({"eval_split": 3}, "eval-split must be text, got 3"),
         # Ranges
         *(
             ({name: 0}, f"{kebab(name)} must be at least 1, got 0")
             for name in (
                 "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts "
-                "tokens_per_expert gate_hidden_size num_local_steps batch_size"
+                "tokens_per_expert gate_hidden_size num_local_steps batch_size num_virtual_tokens lora_rank"
             ).split()
         ),
         *(
@@ -62,7 +70,13 @@ def test_a_config_is_frozen():
         ),
         *(
             ({name: value}, f"{kebab(name)} must be at least 0, got {value}")
-            for name, value in {"seed": -1, "gate_learning_rate": -0.1, "balance_weight": math.nan}.items()
+            for name, value in {
+                "seed": -1,
+                "gate_learning_rate": -0.1,
+                "balance_weight": math.nan,
+                "num_shots": -1,
+                "num_personal_steps": -1,
+            }.items()
         ),
         ({"client_fraction": 0.0}, "client-fraction must be above 0 and at most 1, got 0.0"),
         ({"client_fraction": 1.5}, "client-fraction must be above 0 and at most 1, got 1.5"),
@@ -77,6 +91,32 @@ def test_a_config_is_frozen():
         ({"gate": "none"}, "gate must be one of input, task, both, got 'none'"),
         ({"gate_pretraining": "tasks"}, "gate-pretraining must be one of task, domain, kmeans, none, got 'tasks'"),
         ({"task_weights": "even"}, "task-weights must be one of uniform, size, learned, got 'even'"),
+        (
+            {"method": "fedavg"},
+            "method must be one of mixture, prompt-tuning, prefix-tuning, multitask-prompt-tuning, lora, ffa-lora, "
+            "hand-written, got 'fedavg'",
+        ),
+        ({"aggregation": "mean"}, "aggregation must be one of usage, plain, none, got 'mean'"),
+        # Methods
+        ({"lora_targets": ""}, "lora-targets must be names with commas between them, got ''"),
+        ({"lora_targets": "q_proj,,v_proj"}, "lora-targets must be names with commas between them, got 'q_proj,,v_p"),
+        ({"lora_targets": "q_proj, "}, "lora-targets must be names with commas between them, got 'q_proj, '"),
+        (
+            {"centralised": True, "aggregation": "none"},
+            "aggregation must be usage or plain in centralised training, which keeps one mixture, got 'none'",
+        ),
+        *(
+            (
+                {"method": method, "task_weights": "learned"},
+                f"task-weights must be size or uniform with method={method}, got 'learned'",
+            )
+            for method in METHODS
+            if method != "mixture"
+        ),
+        (
+            {"method": "hand-written", "num_personal_steps": 2},
+            "num-personal-steps must be 0 with method=hand-written, which trains nothing, got 2",
+        ),
         # Experts
         ({"task_embedding_size": 0}, "task-embedding-size must be at least 1, got 0"),
         ({"task_weight_learning_rate": -1}, "task-weight-learning-rate must be at least 0, got -1"),
@@ -153,3 +193,8 @@ def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks
     spec = read(**changes).mixture_spec(16, SHAPES, ["b", "a"], 16)
     assert spec.tasks == tasks
     assert spec.learned_task_weights == (changes.get("task_weights") == "learned")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_gate_is_in_the_spec(frozen):
+    assert read(freeze_gate=frozen).mixture_spec(16, SHAPES, []).frozen_gate is frozen
