@@ -17,7 +17,7 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from common.adapter_spec import AdapterSpec
+from common.adapter_spec import AdapterSpec, frozen_arrays, tasks_with_rows
 from common.backbone import Backbone
 from common.batches import Batch
 from common.config import Config
@@ -78,15 +78,14 @@ class AdaptedBackbone:
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad
         }
-        frozen = frozenset(name for name in self._parameters if config.method == "ffa-lora" and "lora_A" in name)
+        frozen = frozen_arrays(config.method, self._parameters)
         for name in frozen:
             self._parameters[name].requires_grad_(False)
-        has_rows = config.method == "multitask-prompt-tuning"
         self._rows = {task: row for row, task in enumerate(tasks)}
         self.spec = AdapterSpec(
             shapes={name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
             frozen=frozen,
-            tasks=tuple(tasks) if has_rows else (),
+            tasks=tasks_with_rows(config.method, tasks),
             peft_card=json.loads(json.dumps(described.to_dict() | {"inference_mode": True}, default=sorted)),
         )
 

@@ -97,7 +97,7 @@ def on_adapter(message: Message, context: Context) -> Message:
     """Draw the first adapter of a baseline; the server, which has no peft, asks one client for it."""
     config, _, backbone, _ = _open(context)
     with AdaptedBackbone(backbone, config, read_instruction(message.content).tasks) as adapted:
-        return Message(pack_adapter(adapted.spec, adapted.arrays()), reply_to=message)
+        return Message(pack_adapter(adapted.spec.peft_card, adapted.arrays()), reply_to=message)
 
 
 @app.train()

@@ -20,5 +20,10 @@ def first_adapter(grid: Grid, config: Config, preparation: Preparation) -> tuple
         return AdapterSpec(), {}
     tasks = sorted(preparation.tasks)
     return ask_one(
-        grid, config, preparation, ADAPTER, instruction(0, tasks=tasks), lambda content: unpack_adapter(content, tasks)
+        grid,
+        config,
+        preparation,
+        ADAPTER,
+        instruction(0, tasks=tasks),
+        lambda content: unpack_adapter(content, config.method, tasks),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from common.adapter_spec import AdapterSpec
+from common.adapter_spec import PEFT_TYPES, AdapterSpec, PeftCard, are_arrays_of, frozen_arrays, tasks_with_rows
 from common.mixture_arrays import Arrays
 from common.mixture_spec import is_taskwise
 from common.perplexity import AnswerScore
@@ -26,6 +26,7 @@ from common.wire.records import (
 # The exchanges before round 1; Flower names the others "train" and "evaluate".
 PREPARE, MOMENTS, CLUSTERS = "prepare", "moments", "clusters"
 VOCABULARY, ADAPTER = "vocabulary", "adapter"
+MAX_CARD_CHARACTERS = 100_000  # most have about a thousand; some name every layer
 
 
 @dataclass(frozen=True)
@@ -136,33 +137,48 @@ def unpack_cluster_reply(content: RecordDict, num_clusters: int, num_features: i
     return ClusterReply(arrays["counts"], arrays["sums"], float(arrays["inertia"]))
 
 
-def pack_adapter(spec: AdapterSpec, arrays: Arrays) -> RecordDict:
+def pack_adapter(peft_card: PeftCard, arrays: Arrays) -> RecordDict:
     """Build the reply that brings a first adapter."""
-    about = ConfigRecord(
-        {"frozen": sorted(spec.frozen), "tasks": list(spec.tasks), "peft-card": json.dumps(spec.peft_card)}
-    )
-    return RecordDict({"arrays": pack_arrays(arrays), "about": about})
+    return RecordDict({"arrays": pack_arrays(arrays), "about": ConfigRecord({"peft-card": json.dumps(peft_card)})})
 
 
-def unpack_adapter(content: RecordDict, tasks: Sequence[str]) -> tuple[AdapterSpec, Arrays]:
-    """Read a first adapter. Raises KeyError, TypeError or ValueError for a malformed one, or one of other tasks."""
-    about = content.config_records["about"]
+def unpack_adapter(content: RecordDict, method: str, tasks: Sequence[str]) -> tuple[AdapterSpec, Arrays]:
+    """Read a method's first adapter. Raises KeyError, TypeError or ValueError for a malformed one."""
     arrays = unpack_arrays(content.array_records["arrays"])
+    if not are_arrays_of(method, arrays):
+        raise ValueError(f"the arrays are not those of {method}")
+    (text,) = read_texts([content.config_records["about"]["peft-card"]])
+    peft_card = _read_card(text)
+    if peft_card.get("peft_type") != PEFT_TYPES[method]:
+        raise ValueError(f"peft's configuration is not that of {method}")
+    with_rows = tasks_with_rows(method, tasks)
     for name, array in arrays.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ValueError(f"array {name} must be finite float32, got {array.dtype}")
-    spec = AdapterSpec(
-        shapes={name: array.shape for name, array in arrays.items()},
-        frozen=frozenset(read_texts(about["frozen"])),
-        tasks=tuple(read_texts(about["tasks"])),
-        peft_card=json.loads(str(about["peft-card"])),
-    )
-    if not spec.trainable() or not isinstance(spec.peft_card, dict) or spec.tasks not in ((), tuple(tasks)):
-        raise ValueError("the adapter trains nothing, has no configuration or has rows for other tasks")
-    for name, shape in spec.shapes.items():
-        if is_taskwise(name) and shape[:1] != (len(spec.tasks),):
-            raise ValueError(f"array {name} must have a row for each of {len(spec.tasks)} tasks, got {list(shape)}")
-    return spec, arrays
+        if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
+            raise ValueError(f"array {name} must be finite float32, got {array.dtype} {list(array.shape)}")
+        if is_taskwise(name) and array.shape[:1] != (len(with_rows),):
+            raise ValueError(f"array {name} must have {len(with_rows)} rows, one a task, got {list(array.shape)}")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return AdapterSpec(shapes, frozen_arrays(method, shapes), with_rows, peft_card), arrays
+
+
+def _read_card(text: str) -> PeftCard:
+    """Read a configuration, which is saved with every round: short, and nested no deeper than peft's."""
+    if len(text) > MAX_CARD_CHARACTERS:
+        raise ValueError(f"peft's configuration has {len(text)} characters, expected {MAX_CARD_CHARACTERS} at most")
+    try:
+        described = json.loads(text)
+    except RecursionError:
+        described = None
+    flat = isinstance(described, dict) and not any(map(_is_nested, described.values()))
+    if not flat:
+        raise ValueError("peft's configuration must be an object without deeper ones in it")
+    card: PeftCard = described
+    return card
+
+
+def _is_nested(value: object) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(each, dict | list) for each in inner)
 
 
 def pack_pool(pool: Arrays) -> RecordDict:

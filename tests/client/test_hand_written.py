@@ -132,4 +132,4 @@ def test_the_scores_are_those_of_the_prompted_examples():
     found = evaluate(backbone, asked.examples, asked.tokenized)
     assert found.scores == expected.scores
     assert found.scores != evaluate(backbone, TEST, DATA.evaluation.tokenized).scores
-    assert {task: use.tolist() for task, use in found.expert_use.items()} == dict.fromkeys(found.scores, [1.0])
+    assert {task: use.tolist() for task, use in found.expert_use.items()} == {task: [1.0] for task in found.scores}

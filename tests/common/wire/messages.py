@@ -5,7 +5,7 @@ import numpy as np
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire.preparation import ClusterReply, PrepareReply, unpack_cluster_reply, unpack_pool
+from common.wire.preparation import ClusterReply, PrepareReply, unpack_adapter, unpack_cluster_reply, unpack_pool
 from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply
 
 SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
@@ -41,3 +41,15 @@ def prepare_reply():
     counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
     kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
     return PrepareReply(5, "abc", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
+
+
+CARD = {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 2, "tokenizer_kwargs": None, "list": [1], "map": {"a": 1}}
+ADAPTER_ARRAYS = {
+    "prefix_task_cols": np.arange(6, dtype=np.float32).reshape(2, 3, 1),
+    "prefix_task_rows": np.ones((2, 1, 4), np.float32),
+    "prompt_embeddings": np.zeros((3, 4), np.float32),
+}
+
+
+def read_adapter(content):
+    return unpack_adapter(content, "multitask-prompt-tuning", ["a", "b"])

@@ -3,13 +3,17 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from messages import (
+    ADAPTER_ARRAYS,
     ARRAYS,
+    CARD,
     SCORES,
     SPEC,
     cluster_reply,
     evaluate_reply,
     prepare_reply,
+    read_adapter,
     read_clusters,
     read_pool,
     read_use,
@@ -18,10 +22,12 @@ from messages import (
 
 from common.mixture_spec import num_parameters
 from common.wire.preparation import (
+    pack_adapter,
     pack_cluster_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
+    unpack_adapter,
     unpack_moments,
     unpack_prepare_reply,
 )
@@ -134,3 +140,22 @@ def test_messages_both_ways_weigh_what_the_shapes_say():
     # An array's header, and 700 bytes at most for the round or the metrics and the records around them.
     assert 0 < down - 4 * (num_parameters(SPEC) + statistics) < 480 * len(SPEC.all()) + 700
     assert 0 < up - 4 * num_parameters(SPEC) < 480 * len(SPEC.trainable()) + 700
+
+
+def test_an_adapter_comes_out_as_it_went_in():
+    spec, arrays = read_adapter(pack_adapter(CARD, ADAPTER_ARRAYS))
+    assert_same_arrays(arrays, ADAPTER_ARRAYS)
+    assert spec.peft_card == CARD
+    assert spec.all() == spec.trainable() == {name: array.shape for name, array in ADAPTER_ARRAYS.items()}
+    assert spec.tasks == ("a", "b")
+
+
+@pytest.mark.parametrize("method", ["lora", "ffa-lora"])
+def test_what_is_frozen_goes_by_the_method(method):
+    names = [f"base_model.model.h.0.c_attn.lora_{which}.weight" for which in "AB"]
+    arrays = {name: np.ones((2, 2), np.float32) for name in names}
+    spec, _ = unpack_adapter(pack_adapter({"peft_type": "LORA"}, arrays), method, ["a", "b"])
+    assert spec.frozen == ({names[0]} if method == "ffa-lora" else set())
+    assert [*spec.trainable()] == (names[1:] if method == "ffa-lora" else names)
+    assert spec.tasks == ()
+    assert num_parameters(spec) == 4 * len(spec.trainable())

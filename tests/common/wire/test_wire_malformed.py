@@ -1,16 +1,20 @@
 """Malformed messages raise what the server catches, and say what was expected."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from messages import (
+    ADAPTER_ARRAYS,
     ARRAYS,
+    CARD,
     SCORES,
     cluster_reply,
     evaluate_reply,
     prepare_reply,
+    read_adapter,
     read_clusters,
     read_pool,
     read_use,
@@ -18,10 +22,12 @@ from messages import (
 )
 
 from common.wire.preparation import (
+    pack_adapter,
     pack_cluster_reply,
     pack_moments,
     pack_pool,
     pack_prepare_reply,
+    unpack_adapter,
     unpack_moments,
     unpack_prepare_reply,
 )
@@ -73,6 +79,7 @@ def broken_contents(content):
         (read_use, pack_evaluate_reply(evaluate_reply())),
         (read_clusters, pack_cluster_reply(cluster_reply())),
         (read_pool, pack_pool(ARRAYS)),
+        (read_adapter, pack_adapter(CARD, ADAPTER_ARRAYS)),
         (unpack_prepare_reply, pack_prepare_reply(prepare_reply())),
         (unpack_moments, pack_moments(np.eye(2, dtype=np.float32))),
     ],
@@ -101,6 +108,7 @@ def test_a_malformed_reply_raises_only_what_the_server_catches(unpack, content):
         read_use,
         read_clusters,
         read_pool,
+        read_adapter,
     ],
 )
 def test_an_empty_reply_is_a_key_error(unpack):
@@ -185,3 +193,67 @@ def test_first_prompts_that_do_not_fit_are_refused(change):
     pool = ARRAYS | {"pool.values.3": change(ARRAYS["pool.values.3"])}
     with pytest.raises(ValueError, match=r"array pool\.values\.3 must be finite float32 \[3, 4, 2, 7\], got"):
         read_pool(pack_pool(pool))
+
+
+def with_card(text):
+    content = pack_adapter(CARD, ADAPTER_ARRAYS)
+    content["about"] = ConfigRecord({"peft-card": text})
+    return content
+
+
+def with_arrays(**changes):
+    return pack_adapter(CARD, ADAPTER_ARRAYS | changes)
+
+
+ROWS = np.ones((2, 1, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            with_arrays(prompt_embeddings=np.zeros((3, 4))),
+            r"prompt_embeddings must be finite float32, got float64 \[3, 4",
+        ),
+        (with_arrays(prompt_embeddings=np.full((3, 4), np.nan, np.float32)), "must be finite float32, got float32"),
+        (with_arrays(prompt_embeddings=np.full((3, 4), np.inf, np.float32)), "must be finite float32, got float32"),
+        (with_arrays(prompt_embeddings=np.zeros((0, 4), np.float32)), r"must be finite float32, got float32 \[0, 4\]"),
+        (with_arrays(prompt_embeddings=np.array([["a"]])), "must be finite float32, got <U1"),
+        (with_arrays(prefix_task_rows=ROWS[:1]), r"prefix_task_rows must have 2 rows, one a task, got \[1, 1, 4\]"),
+        (with_arrays(prefix_task_cols=np.concatenate([ROWS, ROWS])), "prefix_task_cols must have 2 rows"),
+        (
+            with_arrays(prefix_task_rows=np.array(1.0, np.float32)),
+            r"prefix_task_rows must have 2 rows, one a task, got \[\]",
+        ),
+        (with_arrays(__metadata__=ROWS), "the arrays are not those of multitask-prompt-tuning"),
+        (pack_adapter(CARD, {}), "the arrays are not those of multitask-prompt-tuning"),
+        (with_card(""), "Expecting value"),
+        (with_card("{"), "Expecting property name"),
+        (with_card("[]"), "must be an object without deeper ones"),
+        (with_card("null"), "must be an object without deeper ones"),
+        (with_card('"text"'), "must be an object without deeper ones"),
+        (with_card("[" * 90_000), "must be an object without deeper ones"),
+        (with_card('{"a":' * 1500 + "1" + "}" * 1500), "must be an object without deeper ones"),
+        (with_card(json.dumps(CARD | {"a": [[1]]})), "must be an object without deeper ones"),
+        (with_card(json.dumps(CARD | {"a": {"b": {}}})), "must be an object without deeper ones"),
+        (with_card(json.dumps(CARD | {"a": "x" * 100_000})), "characters, expected 100000 at most"),
+        (with_card("{}"), "peft's configuration is not that of multitask-prompt-tuning"),
+        (with_card('{"peft_type": "MIXTURE_OF_PROMPTS"}'), "peft's configuration is not that of"),
+    ],
+)
+def test_a_malformed_adapter_is_refused(content, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_adapter(content)
+
+
+A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{which}.weight" for which in "AB")
+
+
+@pytest.mark.parametrize("method", ["lora", "ffa-lora"])
+@pytest.mark.parametrize(
+    "names", [[A], [A, B, "other"], [B, "base_model.model.a/../b.lora_A.weight"], [B, "lora_A.weight"]]
+)
+def test_arrays_that_are_not_loras_are_refused(method, names):
+    arrays = {name: np.ones((2, 2), np.float32) for name in names}
+    with pytest.raises(ValueError, match=f"the arrays are not those of {method}"):
+        unpack_adapter(pack_adapter({"peft_type": "LORA"}, arrays), method, [])
