@@ -78,8 +78,11 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     outcome = strategy.run(grid, arrays, config.num_rounds, directory)
     figures = result(preparation.replies, outcome.last)
     if config.num_personal_steps:
-        personal = strategy.personalise(grid, outcome, config.num_rounds + 1, directory)
-        add_personal(figures, personal.last)
+        try:
+            personal = strategy.personalise(grid, outcome, config.num_rounds + 1, directory)
+            add_personal(figures, personal.last)
+        except RuntimeError as error:  # what the rounds gave is not lost with it
+            log.warning("there is no personalised result: %s", error)
     tasks = result_by_task(preparation.replies, outcome.last)
     directory.finish({"num_parameters": num_trained} | figures | {"tasks": tasks})
     log.info("results are in %s", directory.path)

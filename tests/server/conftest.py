@@ -11,17 +11,20 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.gate_statistics import sums_by_cluster
+from common.adapter_spec import AdapterSpec
 from common.backbone_source import distribution_root
 from common.config import Config, default_run_config, read_config
 from common.mixture_arrays import Arrays
-from common.mixture_spec import MixtureSpec
+from common.mixture_spec import MixtureSpec, Spec
 from common.perplexity import AnswerScore
 from common.wire.preparation import (
+    ADAPTER,
     CLUSTERS,
     MOMENTS,
     PREPARE,
     VOCABULARY,
     PrepareReply,
+    pack_adapter,
     pack_cluster_reply,
     pack_moments,
     pack_pool,
@@ -41,18 +44,21 @@ USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by exp
 class FakeClients:
     """A ClientApp that adds client + 1 to all it is sent and scores a perplexity of exp(client + 1).
 
-    `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, train or evaluate) gets the right reply and
-    returns what is sent in its place, or raises.
+    `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, adapter, train or evaluate) gets the right reply
+    and returns what is sent in its place, or raises.
     """
 
     def __init__(self) -> None:
         self.app = ClientApp()
+        self.spec: Spec = SPEC
         self.calls: list[tuple[str, int, int]] = []  # phase, round, client
+        self.sent: dict[tuple[str, int, int], Arrays] = {}  # in rounds, by call
         self.misbehaviour: dict[tuple[int, str], Callable[[Any], Any]] = {}
         self.app.query(PREPARE)(self._prepare)
         self.app.query(MOMENTS)(self._moments)
         self.app.query(CLUSTERS)(self._clusters)
         self.app.query(VOCABULARY)(self._vocabulary)
+        self.app.query(ADAPTER)(self._adapter)
         self.app.train()(self._train)
         self.app.evaluate()(self._evaluate)
 
@@ -97,29 +103,45 @@ class FakeClients:
         reply = {name: np.full(shape, 7.0, np.float32) for name, shape in SPEC.pool().items()}
         return Message(self._answer("vocabulary", 0, client, reply, pack_pool), reply_to=message)
 
+    def _adapter(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        assert isinstance(self.spec, AdapterSpec)
+        reply = {name: np.full(shape, 7.0, np.float32) for name, shape in self.spec.shapes.items()}
+        card = self.spec.peft_card
+
+        def pack(arrays: Arrays) -> RecordDict:
+            return pack_adapter(card, arrays)
+
+        return Message(self._answer("adapter", 0, client, reply, pack), reply_to=message)
+
     def _train(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         sent = read_instruction(message.content)
-        _check_shapes(sent.arrays)
-        trained = {name: sent.arrays[name] + np.float32(client + 1) for name in SPEC.trainable()}
-        reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, np.array(USAGE[client % 3]), 0.5)
+        _check_shapes(sent.arrays, self.spec)
+        self.sent["train", sent.server_round, client] = sent.arrays
+        trained = {name: sent.arrays[name] + np.float32(client + 1) for name in self.spec.trainable()}
+        of_tasks = np.array([NUM_EXAMPLES / 2 * (task in (f"task {client}", "shared")) for task in self.spec.tasks])
+        reply = TrainReply(trained, 1.0 + client, NUM_EXAMPLES, self._usage(client), 0.5, of_tasks)
         return Message(self._answer("train", sent.server_round, client, reply, pack_train_reply), reply_to=message)
+
+    def _usage(self, client: int) -> NDArray[np.float64]:
+        return np.array(USAGE[client % 3] if self.spec.num_experts == 3 else [float(NUM_EXAMPLES)])
 
     @staticmethod
     def gate_inputs(client: int) -> NDArray[np.float64]:
         """Return a client's inputs of the gate, `[tasks, examples, hidden]`."""
         return _gate_inputs(client)
 
-    @staticmethod
-    def evaluation(client: int) -> EvaluateReply:
+    def evaluation(self, client: int) -> EvaluateReply:
         """Build what a client says of any mixture: its one task's score and use of the experts."""
-        task, use = f"task {client}", np.array(USAGE[client % 3]) / NUM_EXAMPLES
+        task, use = f"task {client}", self._usage(client) / NUM_EXAMPLES
         return EvaluateReply({task: AnswerScore(10.0 * (client + 1), 10, 20, 2)}, {task: use})
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         sent = read_instruction(message.content)
-        _check_shapes(sent.arrays)
+        _check_shapes(sent.arrays, self.spec)
+        self.sent["evaluate", sent.server_round, client] = sent.arrays
         reply = self.evaluation(client)
         return Message(
             self._answer("evaluate", sent.server_round, client, reply, pack_evaluate_reply), reply_to=message
@@ -140,8 +162,8 @@ def _standardised(client: int, sent: Arrays) -> NDArray[np.float64]:
     return standardised
 
 
-def _check_shapes(arrays: Arrays) -> None:
-    if {name: array.shape for name, array in arrays.items()} != SPEC.all():
+def _check_shapes(arrays: Arrays, spec: Spec) -> None:
+    if {name: array.shape for name, array in arrays.items()} != spec.all():
         raise ValueError("the mixture does not fit the backbone")
 
 
