@@ -63,6 +63,8 @@ def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
             raise ValueError(
                 f"{key} has no effect on {other}={settings[other]}: add {other}={wanted[-1]} or leave it out"
             )
+    for key in sorted(spoken & {"gate-learning-rate", "balance-weight"} if settings["freeze-gate"] is True else ()):
+        raise ValueError(f"{key} has no effect on a frozen gate: leave it out or leave out freeze-gate")
     if "client-fraction" in spoken and settings["centralised"]:
         raise ValueError("client-fraction has no effect on centralised training: leave it out")
     void = sorted(spoken & GATE_KEYS) if settings["num-experts"] == 1 else []

@@ -50,15 +50,16 @@ def simulate(
     if (directory / METRICS).exists():
         raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     run_config["run-directory"] = str(directory)
+    num_rounds = 1 if config.method == "hand-written" else config.num_rounds  # nothing is trained: scored once
     if config.centralised:
-        said = f"one trainer with the data of {config.num_clients} clients, rounds: {config.num_rounds}"
+        said = f"one trainer with the data of {config.num_clients} clients, rounds: {num_rounds}"
     else:
-        said = f"clients: {config.num_clients}, rounds: {config.num_rounds}, engine: {engine}"
+        said = f"clients: {config.num_clients}, rounds: {num_rounds}, engine: {engine}"
         said += " (all clients in one process with one backbone)" if engine == Engine.INLINE else ""
     console.print(said, soft_wrap=True)
     started = time.monotonic()
     try:
-        with RunView(console, directory, config.num_rounds, config.num_clients, config.centralised):
+        with RunView(console, directory, num_rounds, config.num_clients, config.centralised):
             if engine == Engine.INLINE:
                 _run_inline(run_config, config)
             else:

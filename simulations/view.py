@@ -101,11 +101,12 @@ class RunView:
         if line["round"] == 0:
             said = f"backbone alone: perplexity {line['perplexity']:.3f}, {line['num_clients_evaluated']} clients"
         else:
+            counted = "num_clients_trained" if "loss" in line else "num_clients_evaluated"
             said = (
                 f"round {line['round']} of {self._num_rounds}: "
                 + (f"loss {line['loss']:.3f}, " if "loss" in line else "")
                 + f"perplexity {line['perplexity']:.3f}, "
-                + ("one trainer" if self._centralised else f"{line['num_clients_trained']} clients")
+                + ("one trainer" if self._centralised else f"{line[counted]} clients")
             )
         self._console.print(f"{said}, {traffic}", soft_wrap=True)
         for step, failures in line["failed"].items():

@@ -44,8 +44,8 @@ USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by exp
 class FakeClients:
     """A ClientApp that adds client + 1 to all it is sent and scores a perplexity of exp(client + 1).
 
-    `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, adapter, train or evaluate) gets the right reply
-    and returns what is sent in its place, or raises.
+    `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, adapter, train or evaluate) gets the right
+    reply and returns what is sent in its place, or raises.
     """
 
     def __init__(self) -> None:

@@ -126,6 +126,22 @@ def test_the_mean_of_equal_updates_is_that_update(spec: MixtureSpec) -> None:
     assert_same(merge(values(spec, 0), same), values(spec, 0) | same[0].arrays)
 
 
+def test_plain_aggregation_is_the_mean_by_examples_of_everything(
+    with_tasks: MixtureSpec, by_task: list[TrainReply]
+) -> None:
+    mean = WeightedMean(by_use=False)
+    for each in by_task:
+        mean.add(each)
+    arrays = values(with_tasks, 0)
+    expected = dict(arrays)
+    for name in with_tasks.trainable():
+        expected[name] = np.empty_like(arrays[name])
+        for index in np.ndindex(arrays[name].shape):
+            products = [float(each.num_examples) * float(each.arrays[name][index]) for each in by_task]
+            expected[name][index] = sum(products) / 37.0
+    assert_same(mean.merge_into(arrays), expected)  # the same float64 operations, so to the bit
+
+
 # --- Rows of tasks, and the shared expert ---
 
 TASKS = ("a", "b", "c", "d")

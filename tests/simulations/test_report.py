@@ -47,6 +47,15 @@ def test_the_last_row_is_over_the_clients_that_replied(rows: list[list[str]]) ->
     assert len(rows) == 5
 
 
+def test_a_baseline_is_named_and_personal_steps_have_a_column() -> None:
+    personal = [{"personalised_perplexity": 1.5}, {"personalised_perplexity": 3.0}, {}]
+    clients = [row | more for row, more in zip(RESULT["clients"], personal, strict=True)]  # type: ignore[operator]
+    table = result_table({**RESULT, "clients": clients, "personalised_perplexity": 2.121}, "lora")
+    names = ["client", "tasks", "examples", "backbone", "lora", "change", "personalised"]
+    assert [column.header for column in table.columns] == names
+    assert [*table.columns[-1].cells] == ["1.50", "3.00", "no reply", "2.12"]
+
+
 def test_many_tasks_are_counted_and_not_named() -> None:
     client = {"client": 0, "tasks": [*"abcdefg"], "num_examples": 7, "backbone_perplexity": 8.0}
     table = result_table({"clients": [client], "backbone_perplexity": 8.0, "perplexity": 8.0})

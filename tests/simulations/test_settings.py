@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.adapter_spec import PROMPT_METHODS
 from common.backbone_source import distribution_root
 from common.config import default_run_config, read_config
 from simulations.settings import presets, resolve
@@ -124,6 +125,33 @@ def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, rea
             "task-weight-learning-rate has no effect on task-weights=size: add task-weights=learned or leave it out",
         ),
         (["task-embedding-size=4"], "task-embedding-size has no effect on gate=input: add gate=both or leave it out"),
+        *(
+            (
+                [f"method={method}", word],
+                f"{word.partition('=')[0]} has no effect on method={method}: add method=mixture or leave it out",
+            )
+            for method, word in (
+                ("lora", "num-experts=4"),
+                ("ffa-lora", "gate=both"),
+                ("prompt-tuning", "prompt-init=vocabulary"),
+                ("prefix-tuning", "tokens-per-expert=4"),
+                ("multitask-prompt-tuning", "injection-layer=1"),
+                ("hand-written", "freeze-gate=true"),
+                ("lora", "balance-weight=0.1"),
+                ("lora", "shared-expert=true"),
+                ("lora", "prompt-form=hidden"),
+                ("lora", "prompt-positions=answer"),
+            )
+        ),
+        (["num-virtual-tokens=4"], "num-virtual-tokens has no effect on method=mixture: add method=multitask-prompt-t"),
+        (["method=lora", "num-virtual-tokens=4"], "num-virtual-tokens has no effect on method=lora: add method="),
+        (["lora-rank=4"], "lora-rank has no effect on method=mixture: add method=lora or leave it out"),
+        (["method=prefix-tuning", "lora-targets=q_proj"], "lora-targets has no effect on method=prefix-tuning: add"),
+        (["prompt-text=Hello"], "prompt-text has no effect on method=mixture: add method=hand-written or leave it out"),
+        (["method=lora", "num-shots=2"], "num-shots has no effect on method=lora: add method=hand-written or leave"),
+        (["freeze-gate=true", "gate-learning-rate=0.1"], "gate-learning-rate has no effect on a frozen gate: leave it"),
+        (["balance-weight=0.1", "freeze-gate=true"], "balance-weight has no effect on a frozen gate: leave it out or"),
+        (["one-group", "freeze-gate=true"], "freeze-gate has no effect on one expert"),
         (["client-fraction=0.5", "centralised=true"], "client-fraction has no effect on centralised training: leave"),
         (["num-experts=1", "gate=task"], "gate has no effect on one expert"),
         (["one-group", "top-k=1"], "top-k has no effect on one expert"),
@@ -162,3 +190,20 @@ def test_a_wrong_file_is_an_error_that_names_it(toml: Callable[[str], str], text
 )
 def test_a_key_that_has_an_effect_is_taken(words: list[str]) -> None:
     read_config(resolve(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["method=" + method, "num-virtual-tokens=4"] for method in PROMPT_METHODS),
+        *(["method=" + method, "lora-rank=4", "lora-targets=all-linear"] for method in ("lora", "ffa-lora")),
+        ["method=hand-written", "prompt-text=Answer in one word.", "num-shots=2"],
+        ["freeze-gate=true", "gate=both"],
+        ["gate-learning-rate=0.1", "freeze-gate=false"],
+        ["method=lora", "aggregation=none", "num-personal-steps=3"],
+    ],
+)
+def test_a_methods_own_keys_are_taken(words: list[str]) -> None:
+    settings = resolve(words)
+    read_config(settings)
+    assert all(str(settings[word.partition("=")[0]]).lower() == word.partition("=")[2].lower() for word in words)

@@ -98,6 +98,11 @@ def test_a_failed_client_is_named_with_its_reason(output: io.StringIO, tmp_path:
         ([score(0, "backbone", 0, 1.0), score(0, "backbone", 0, 1.0)], "evaluating the backbone alone, 1 of 2 clients"),
         ([score(1, "train", client, 1.0) for client in (0, 1)], "round 1 of 2: training, 2 of 2 clients"),
         ([score(2, "mixture", 1, 1.0)], "round 2 of 2: evaluating, 1 of 2 clients"),
+        ([score(3, "train", 1, 1.0)], "training, 1 of 2 clients"),
+        (
+            [score(3, "personal", client, 1.0) for client in (0, 1)],
+            "evaluating what each client made of it for itself, 2 of 2 clients",
+        ),
     ],
 )
 def test_the_bar_says_which_clients_have_answered(
