@@ -69,11 +69,15 @@ def read_mixture(directory: Path) -> SavedMixture:
     """Read a saved mixture. Raises ValueError, with what is wrong, when it is missing, damaged or of another method."""
     for name in (CARD, WEIGHTS):
         if not (directory / name).is_file():
+            if any(directory.glob("client-*")):
+                raise ValueError(
+                    f"{directory} has no mixture for all clients: give one's own in it, client-0 or another"
+                )
             raise ValueError(f"{directory} has no {name}: give the directory of a run that finished a round")
     try:
         described = json.loads((directory / CARD).read_text(encoding="utf-8"))
         if described["peft_type"] != PEFT_TYPE:
-            raise ValueError(f"it holds a {described['peft_type']}")
+            raise ValueError(f"it holds a {described['peft_type']}, which peft itself loads")
         spec = spec_of_fields(described)
         arrays = {name.removeprefix(PREFIX): array for name, array in load_file(directory / WEIGHTS).items()}
         expected = spec.all()

@@ -82,8 +82,7 @@ def _describe_method(plan: Plan, method: Method) -> tuple[Row, list[Path]]:
         "search": searched if searching is method else {},
         "learning_rate": rate,
         "at_edge": searched.get("at_edge", False),
-        # Equal for all seeds; None where it is not known.
-        "num_parameters": next((each.pop("num_parameters") for each in rows if "num_parameters" in each), None),
+        "num_parameters": rows[0]["num_parameters"] if rows else None,  # equal for all seeds
         "runs": [{key: value for key, value in each.items() if key != "num_parameters"} for each in rows],
     }
     return row, [run.directory for run in done.values()]

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.mixture_file import CARD, PEFT_TYPE, spec_of_fields
-from common.mixture_spec import MixtureSpec, num_parameters
 from common.saved_run import CONFIG
 from server.run_directory import ROUNDS
 from simulations.simulate import read_result
@@ -29,31 +27,17 @@ def run_figures(directory: Path) -> dict[str, float]:
     """
     result = read_result(directory)
     num_clients = json.loads((directory / CONFIG).read_text())["num-clients"]
-    spec = _spec(directory)
     preparation, *rounds = map(json.loads, (directory / ROUNDS).read_text().splitlines())
     figures = {
         "perplexity": result["perplexity"],
         "backbone_perplexity": result["backbone_perplexity"],
         "num_worse_clients": num_worse_clients(result),
-        **_num_parameters(result, spec),
+        "num_parameters": result["num_parameters"],
         "bytes_down_per_client_and_round": sum(line["bytes_down"] for line in rounds) / len(rounds) / num_clients,
         "bytes_up_per_client_and_round": sum(line["bytes_up"] for line in rounds) / len(rounds) / num_clients,
         "seconds": sum(line["seconds"] for line in [preparation, *rounds]),
     }
+    if "personalised_perplexity" in result:
+        figures["personalised_perplexity"] = result["personalised_perplexity"]
     carried = {key: value for key, value in rounds[-1].items() if type(value) in (int, float)}
-    if spec and not spec.has_gate:
-        carried.pop("gate_entropy", None)
     return figures | {key: value for key, value in carried.items() if key not in NOT_CARRIED_OVER}
-
-
-def _spec(directory: Path) -> MixtureSpec | None:
-    """Return the spec of the mixture that a run left, or None where it left another adapter or none."""
-    card = json.loads((directory / CARD).read_text()) if (directory / CARD).is_file() else {}
-    return spec_of_fields(card) if card.get("peft_type") == PEFT_TYPE else None
-
-
-def _num_parameters(result: dict[str, Any], spec: MixtureSpec | None) -> dict[str, int]:
-    """Count what is trained: as the result says, or else as the mixture's spec does."""
-    if "num_parameters" in result:
-        return {"num_parameters": result["num_parameters"]}
-    return {"num_parameters": num_parameters(spec)} if spec else {}

@@ -65,6 +65,8 @@ def alone_settings(config: dict[str, Value], task: str, num_tokens: int, num_ste
             "top-k": 0,
             "task-weights": "size",
             "prompt-init": "random",
+            "aggregation": defaults["aggregation"],
+            "num-personal-steps": 0,
             "run-directory": "",
         }
     )

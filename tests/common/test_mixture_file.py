@@ -69,6 +69,14 @@ def test_a_spec_survives_json_to_the_type(spec):
     assert all(isinstance(layer, int) and isinstance(sizes, tuple) for layer, sizes in read.kv_shapes.items())
 
 
+def test_a_mixture_that_was_saved_before_gates_could_be_frozen_has_one_that_is_not():
+    described = json.loads(json.dumps(spec_fields(SPECS[0])))
+    assert described.pop("frozen_gate") is False
+    assert spec_of_fields(described) == SPECS[0]
+    frozen = replace(SPECS[0], frozen_gate=True)
+    assert spec_of_fields(json.loads(json.dumps(spec_fields(frozen)))) == frozen != SPECS[0]
+
+
 def test_the_files_are_those_of_an_adapter(saved):
     directory, arrays = saved(ALL)
     assert {path.name for path in directory.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
@@ -98,6 +106,11 @@ def test_a_missing_file_is_named(saved, name):
     directory, _ = saved()
     (directory / name).unlink()
     assert refusal(directory) == f"{directory} has no {name}: give the directory of a run that finished a round"
+
+
+def test_a_run_whose_clients_keep_their_own_is_told_from_one_without_a_round(tmp_path):
+    (tmp_path / "client-3").mkdir()
+    assert refusal(tmp_path) == f"{tmp_path} has no mixture for all clients: give one's own in it, client-0 or another"
 
 
 def test_a_directory_that_is_none_is_named(tmp_path):

@@ -23,7 +23,7 @@ rounds = [
         "perplexity": perplexity,
         "gate_entropy": 0.5,
         "failed": {"train": {}},
-        "expert_use": [0.5, 0.5],
+        "expert_use": [0.5, 0.5] if settings["num-experts"] > 1 else [1.0],
         "smallest_expert_use": 0.125,
         "task_expert_information": 1.25,
         **traffic,
@@ -59,7 +59,7 @@ kinds = {"form": "kv", "positions": "all", "shared_expert": False, "gate": "inpu
 rest = {"peft_type": "MIXTURE_OF_PROMPTS", "temperature": 1.0, "top_k": 0, "tasks": [], "learned_task_weights": False}
 write(CARD, sizes | kinds | rest | {"kv_shapes": {"0": [1, 2, 2]}})
 write_rounds()
-result = {"backbone_perplexity": 8.0}
+result = {"backbone_perplexity": 8.0, "num_parameters": 160}
 exec(code)
 task = {"task": settings["tasks"], "num_examples": 10, "backbone_perplexity": 8.0, "perplexity": perplexity}
 write("result.json", {"clients": clients(), "perplexity": perplexity, "tasks": [task]} | result)

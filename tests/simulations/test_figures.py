@@ -19,7 +19,7 @@ def test_figures_are_the_results_the_mean_over_rounds_or_the_last_rounds(fake_ru
         "perplexity": 6.0,
         "backbone_perplexity": 8.0,
         "num_worse_clients": 2,
-        "num_parameters": 8 * 3 * 4 + (4 * 5 + 4) + (8 * 4 + 8),  # pool, and the gate's two layers
+        "num_parameters": 160,
         "bytes_down_per_client_and_round": 2000.0,
         "bytes_up_per_client_and_round": 1000.0,
         "seconds": 5.0,
@@ -30,25 +30,18 @@ def test_figures_are_the_results_the_mean_over_rounds_or_the_last_rounds(fake_ru
     }
 
 
-def test_one_expert_has_no_gate_and_so_no_gate_entropy(fake_runs: FakeRuns, tmp_path: Path) -> None:
-    assert "gate_entropy" not in run_figures(run(tmp_path / "a", "num-experts=1"))
-
-
-@pytest.mark.parametrize("card", ["{'peft_type': 'LORA', 'r': 8}", ""])
-def test_a_method_without_prompts_and_gate_has_no_figures_of_them(
-    fake_runs: FakeRuns, tmp_path: Path, card: str
-) -> None:
-    fake_runs.code["a"] = f"write('adapter_config.json', {card})" if card else "(directory / CARD).unlink()"
-    fake_runs.code["a"] += "\nfor name in ('gate_entropy', 'smallest_expert_use'): del rounds[-1][name]"
-    fake_runs.code["a"] += "\nwrite_rounds()"
+def test_a_run_without_a_mixture_has_figures_too(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    """A hand-written prompt, or clients that keep their own, leave no card, and a round without a gate none of it."""
+    gate = {"gate_entropy", "expert_use", "smallest_expert_use", "task_expert_information", "loss"}
+    fake_runs.code["a"] = (
+        "(directory / CARD).unlink()\n"
+        "result |= {'num_parameters': 0, 'personalised_perplexity': 1.5}\n"
+        f"for name in {sorted(gate)}: del rounds[-1][name]\n"
+        "write_rounds()"
+    )
     figures = run_figures(run(tmp_path / "a", "temperature=3"))
-    assert figures["perplexity"] == 3.0
-    assert not figures.keys() & {"num_parameters", "gate_entropy", "smallest_expert_use"}
-
-
-def test_a_result_that_counts_its_parameters_is_believed(fake_runs: FakeRuns, tmp_path: Path) -> None:
-    fake_runs.code["a"] = "result['num_parameters'] = 24_576"
-    assert run_figures(run(tmp_path / "a"))["num_parameters"] == 24_576
+    assert (figures["perplexity"], figures["num_parameters"], figures["personalised_perplexity"]) == (3.0, 0, 1.5)
+    assert not gate & figures.keys()
 
 
 def test_a_run_without_result_has_no_figures(tmp_path: Path) -> None:
