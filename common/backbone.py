@@ -90,8 +90,11 @@ def load_backbone(name: str, quantization: str, device: str) -> Backbone:
     return Backbone(model, tokenizer, fingerprint(locate(name), quantization), place)
 
 
-def load_model(name: str, quantization: str, device: str) -> tuple[Any, Any, torch.device]:
-    """Load and freeze a backbone's model that nothing else uses; return it, its tokenizer and where it is."""
+def load_model(name: str, quantization: str, device: str, as_stored: bool = False) -> tuple[Any, Any, torch.device]:
+    """Load and freeze a backbone's model that nothing else uses; return it, its tokenizer and where it is.
+
+    `as_stored` leaves the weights in the dtype of the files, and not in the one that the backbone computes in.
+    """
     source, place = locate(name), resolve_device(device)
     dtype = compute_dtype(place)
     disable_progress_bar()
@@ -100,7 +103,7 @@ def load_model(name: str, quantization: str, device: str) -> tuple[Any, Any, tor
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype,
+            dtype="auto" if as_stored else dtype,
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": place},
             attn_implementation=ATTENTION,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.pytorch_utils import Conv1D
 
 from common.attention import ATTENTION, Pairs, prompted_attention
 from common.backbone import Backbone, no_interface_message
@@ -30,6 +31,17 @@ def decoder_layers(model: Any) -> nn.ModuleList:
             f"found no stack of {num_layers} decoder layers in {type(model).__name__}: choose another backbone"
         )
     return min(stacks, key=lambda stack: len(stack[0]))[1]
+
+
+def linear_layers(layer: nn.Module) -> dict[str, nn.Module]:
+    """Find the linear layers within a decoder layer, by name: torch's, and GPT-2's, which go by the name Conv1D."""
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def weight_by_rows(linear: nn.Module) -> Float[Tensor, "out in"]:
+    """Return a linear layer's weight, or a view of it where it is stored transposed; writes reach the layer."""
+    weight: Tensor = linear.weight.detach()  # type: ignore[operator]
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 @contextmanager

@@ -12,11 +12,7 @@ def fingerprint(source: str, quantization: str) -> str:
     `source` is a directory or a hub id. Files rather than loaded tensors: two devices may round a quantized weight
     differently, and a quantized model of several GB hashes slowly. Raises ValueError where there are no safetensors.
     """
-    directory = Path(source)
-    if not directory.is_dir():
-        from transformers.utils import cached_file  # takes a second, which only hub ids need
-
-        directory = Path(str(cached_file(source, "config.json"))).parent
+    directory = directory_of(source)
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"backbone {source!r} has no *.safetensors: save it with save_pretrained, which writes them")
@@ -30,6 +26,20 @@ def fingerprint(source: str, quantization: str) -> str:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
+
+
+def directory_of(source: str) -> Path:
+    """Return the directory of a backbone's files, which for a hub id is in the cache of downloads."""
+    if Path(source).is_dir():
+        return Path(source)
+    from transformers.utils import cached_file  # takes a second, which only hub ids need
+
+    return Path(str(cached_file(source, "config.json"))).parent
+
+
+def is_quantized(source: str) -> bool:
+    """Tell whether the files of a directory or a hub id hold quantized weights."""
+    return json.loads((directory_of(source) / "config.json").read_text()).get("quantization_config") is not None
 
 
 def fingerprint_of(model: Any) -> str | None:
