@@ -14,10 +14,13 @@ from rich.console import Console
 from common.config import QUANTIZATIONS
 from common.saved_run import read_run
 from simulations.compare import compare
+from simulations.compression.options import METHODS, NUM_CALIBRATION
+from simulations.compression.options import Options as CompressionOptions
+from simulations.compression.texts import choose_texts
 from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
-from simulations.simulate import Engine, simulate
+from simulations.simulate import Engine, simulate, spin_briefly
 from simulations.sweep import EvalSplit, sweep
 from simulations.view import progress_of_runs
 
@@ -196,6 +199,39 @@ def pretrain(
     from simulations.pretraining.train import train
 
     train(options)
+
+
+@app.command("compress")
+def compress_command(
+    backbone: Annotated[str, typer.Argument(help='"skills", a directory or a hub id.')],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Directory for the pruned backbone; new.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(METHODS),
+            help="Small weights go; wanda: small weights times inputs; 2:4: the same, two of every four.",
+        ),
+    ],
+    sparsity: Annotated[float, typer.Option(help="Share of the weights that become zero; 2:4 takes 0.5 only.")] = 0.5,
+    calibration: Annotated[
+        str, typer.Option(help='"skills", or a .jsonl or .jsonl.gz file of examples, like a run\'s data.')
+    ] = "skills",
+    num_calibration: Annotated[
+        int | None, typer.Option(help=f"Examples that wanda and 2:4 look at; default: {NUM_CALIBRATION}.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the examples that are drawn.")] = 0,
+    device: Annotated[Device, typer.Option(help="auto: cuda if there is one, else cpu.")] = Device.AUTO,
+) -> None:
+    """Write a pruned copy of a backbone, and print what that costs: bytes, speed, perplexity."""
+    options = CompressionOptions(**locals())
+    spin_briefly()
+    with console.status("reading the calibration texts"):
+        texts = choose_texts(options)
+    # Imports torch and transformers: only once the options are known to be right.
+    with console.status("loading torch"):
+        from simulations.compression.compress import compress
+
+    compress(options, texts, console)
 
 
 def main() -> None:

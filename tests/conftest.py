@@ -20,6 +20,8 @@ install_import_hook(
         "common.decoder",
         "common.injection",
         "common.mixture",
+        "simulations.compression.layers",
+        "simulations.compression.masks",
     ],
     "beartype.beartype",
 )

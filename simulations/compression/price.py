@@ -1,0 +1,98 @@
+"""What a backbone costs and gives, so that a pruned one can be held against its original."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from client.evaluator import EVALUATION_BATCH_SIZE, evaluate
+from common.backbone import Backbone
+from common.batches import Batch, TokenizedExample, collate, in_order_of_length, pad_id
+from common.decoder import forward
+from common.example import Example
+from common.fingerprint import directory_of
+from common.perplexity import AnswerScore, total
+
+SPEED_BATCH_SIZE, SPEED_SECONDS = 16, 2.0
+
+Scored = tuple[Example, TokenizedExample]
+
+
+@dataclass(frozen=True)
+class Price:
+    """A backbone's figures; the speed is the median of forward passes over one batch of held-out texts."""
+
+    disk_bytes: int  # of the weights' files
+    resident_bytes: int  # of the weights, in the dtype that the backbone computes in
+    zero_share: float  # of all weights
+    tokens_per_second: float
+    perplexity: float  # of all answers together
+
+    def figures(self) -> dict[str, str]:
+        """Return the figures by name, as they are shown."""
+        return {
+            "weights on disk": f"{self.disk_bytes:,} bytes",
+            "weights in memory": f"{self.resident_bytes:,} bytes",
+            "zero weights": f"{self.zero_share:.1%}",
+            "forward pass": f"{self.tokens_per_second:,.0f} tokens/s",
+            "perplexity of answers": f"{self.perplexity:.3f}",
+        }
+
+
+def price_table(before: Price, after: Price, title: str) -> Table:
+    """Hold a pruned backbone against its original."""
+    table = Table("", title=title)
+    for heading in ("backbone", "pruned"):
+        table.add_column(heading, justify="right")
+    for (name, was), now in zip(before.figures().items(), after.figures().values(), strict=True):
+        table.add_row(name, was, now)
+    return table
+
+
+def measure(backbone: Backbone, held_out: Sequence[Scored], speed: float, on_share: Callable[[float], None]) -> Price:
+    """Measure a backbone of known speed; `on_share` is told which share of the texts is scored."""
+    weights = list(backbone.model.parameters())
+    num_weights = sum(weight.numel() for weight in weights)
+    return Price(
+        disk_bytes=sum(path.stat().st_size for path in directory_of(backbone.model.name_or_path).glob("*.safetensors")),
+        resident_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+        zero_share=sum(int((weight == 0).sum()) for weight in weights) / num_weights,
+        tokens_per_second=speed,
+        perplexity=_perplexity(backbone, held_out, on_share),
+    )
+
+
+@torch.no_grad()
+def tokens_per_second(backbones: Sequence[Backbone], held_out: Sequence[Scored]) -> list[float]:
+    """Return the speed of each backbone's median forward pass over some texts.
+
+    Passes take turns, so that what else the machine does slows all alike; the first ones warm up.
+    """
+    texts = [tokens for _, tokens in held_out[:SPEED_BATCH_SIZE]]
+    batch = collate(texts, pad_id(backbones[0].tokenizer), backbones[0].device)
+    for backbone in backbones:
+        _seconds(backbone, batch)
+    end = time.monotonic() + SPEED_SECONDS
+    rounds = [[_seconds(backbone, batch) for backbone in backbones]]
+    while time.monotonic() < end:
+        rounds.append([_seconds(backbone, batch) for backbone in backbones])
+    return [int(batch.attention_mask.sum()) / statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _perplexity(backbone: Backbone, held_out: Sequence[Scored], on_share: Callable[[float], None]) -> float:
+    score, num_scored = AnswerScore(), 0
+    for indices in in_order_of_length([tokens for _, tokens in held_out], EVALUATION_BATCH_SIZE):
+        examples, tokenized = zip(*(held_out[index] for index in indices), strict=True)
+        score += total(evaluate(backbone, examples, tokenized).scores.values())
+        num_scored += len(indices)
+        on_share(num_scored / len(held_out))
+    return score.perplexity
+
+
+def _seconds(backbone: Backbone, batch: Batch) -> float:
+    start = time.perf_counter()
+    float(forward(backbone, batch.input_ids, batch.attention_mask, num_logits=1).sum())  # waits for a GPU
+    return time.perf_counter() - start
