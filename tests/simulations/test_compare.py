@@ -72,7 +72,7 @@ def test_each_method_runs_with_each_seed_at_the_rate_that_its_search_chose(
     searched = [
         f"{name},rate={rate},seed=0,validation" for name in ("mixture", "one-group") for rate in (0.1, 0.2, 0.4)
     ]
-    tested = [f"{name},seed={seed},test" for name in ("mixture,rate=0.2", "one-group,rate=0.1") for seed in (0, 1)]
+    tested = [f"{name},seed={seed},test" for seed in (0, 1) for name in ("mixture,rate=0.2", "one-group,rate=0.1")]
     assert fake_runs.started == searched + tested
     shown = capsys.readouterr().out
     assert "mixture: learning rate 0.2\n" in shown
