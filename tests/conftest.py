@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(
     [
+        "client.adapter",
         "client.evaluator",
         "client.gate_statistics",
         "client.task_weights",

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Context, Message
 from peft import PeftModel
 from rich.console import Console
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from client.adapter import AdaptedBackbone
@@ -141,8 +142,6 @@ def test_without_aggregation_a_client_is_its_own_trainer_to_the_bit(run_config: 
             scores = evaluate(adapted, data.evaluation.examples, data.evaluation.tokenized).scores
         assert result_of(directory)["clients"][client]["perplexity"] == total(scores.values()).perplexity
         with AdaptedBackbone(backbone, config, ()) as saved:
-            from safetensors.numpy import load_file
-
             saved.load_arrays(load_file(directory / f"client-{client}" / WEIGHTS))
             assert all(np.array_equal(array, arrays[name]) for name, array in saved.arrays().items())
     assert not (directory / WEIGHTS).exists()
@@ -221,3 +220,20 @@ def test_a_hand_written_prompt_is_set_beside_the_plain_one(small_run: dict[str, 
         assert row["perplexity"] == total(prompted.values()).perplexity != row["backbone_perplexity"]
     assert not (directory / WEIGHTS).exists()
     assert len(lines(directory / "rounds.jsonl")) == 2
+
+
+def test_a_client_that_was_sent_an_adapter_that_does_not_fit_has_a_plain_backbone_again(run_config: RunConfig) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            arrays = message.content.array_records["arrays"]
+            del arrays[next(iter(arrays))]
+        return client_app(message, context)
+
+    settings = run_config(method="lora", **SMALL)
+    directory = run(settings, app)
+    for figures in lines(directory / "rounds.jsonl")[1:]:
+        reason = "the adapter that was sent does not fit method=lora on this backbone"
+        assert figures["failed"] == {"train": {"1": reason}, "evaluate": {}}
+    config = read_config(settings)
+    backbone = load_backbone(config.backbone, config.quantization, config.device)
+    assert not any("lora" in name for name, _ in backbone.model.named_modules())
