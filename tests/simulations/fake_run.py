@@ -14,6 +14,12 @@ CARD = "adapter_config.json"
 directory, settings, code = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 perplexity = settings["temperature"] * 2 ** settings["seed"]
 traffic = {"bytes_down": 4000, "bytes_up": 2000, "seconds": 1.5}
+gate = {
+    "gate_entropy": 0.5,
+    "expert_use": [0.5, 0.5],
+    "smallest_expert_use": 0.125,
+    "task_expert_information": 1.25,
+}
 rounds = [
     {"round": 0, "perplexity": 8.0, "bytes_down": 7, "bytes_up": 70_000, "failed": {}, "seconds": 2.0},
     {"round": 1, "loss": 0.75, "perplexity": 3.0, "gate_entropy": 1.5, "failed": {}, **traffic},
@@ -21,11 +27,8 @@ rounds = [
         "round": 2,
         "loss": 0.25,
         "perplexity": perplexity,
-        "gate_entropy": 0.5,
         "failed": {"train": {}},
-        "expert_use": [0.5, 0.5] if settings["num-experts"] > 1 else [1.0],
-        "smallest_expert_use": 0.125,
-        "task_expert_information": 1.25,
+        **(gate if settings["num-experts"] > 1 else {}),
         **traffic,
     },
 ]
