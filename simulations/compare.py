@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from simulations.comparison import Method, read_comparison
+from simulations.comparison import SUMMARY, Method, read_comparison
 from simulations.comparison_report import DOCUMENT, describe, write
 from simulations.comparison_runs import TEST, VALIDATION, Plan
-from simulations.comparison_table import sections
+from simulations.comparison_table import IN_SHORT, sections
 from simulations.grid import portable, read_seeds, shown
 from simulations.runs import Run, sole_use
 from simulations.runs_view import run_and_show
@@ -61,7 +61,8 @@ def compare(
         report = describe(plan, command)
         write(report, output, with_plots=True)
     for name, section in sections(report).items():
-        console.print(f"\n{name}:\n\n{section.strip()}", markup=False, highlight=False, soft_wrap=True)
+        if name.endswith(IN_SHORT) or name == SUMMARY:
+            console.print(f"\n{name}:\n\n{section.strip()}", markup=False, highlight=False, soft_wrap=True)
     num_missing = len(compared) * len(plan.seeds) - sum(run.is_done() for run, _ in tests)
     if num_missing:
         console.print(f"{num_missing} results lack: the same command tries them again", style="yellow")

@@ -18,6 +18,9 @@ PLOTS = {
     "clients.png": "Every client with every seed: its backbone alone (grey) and the method",
 }
 
+# Ends the name of a group's section that is not in results.md, but for other documents.
+IN_SHORT = ", in short"
+
 Row = dict[str, Any]
 
 
@@ -25,6 +28,7 @@ def sections(report: Row) -> dict[str, str]:
     """Return the parts of the document by name: a table for each group, the summary, the clients, the search."""
     groups = dict.fromkeys(method["group"] for method in report["methods"].values())
     found = {group: group_table(report, group) for group in groups}
+    found |= {f"{group}{IN_SHORT}": short_table(report, group) for group in groups}
     found |= {SUMMARY: summary(report), CLIENTS: clients(report), SEARCH: search_table(report)}
     return {name: text for name, text in found.items() if text}
 
@@ -46,6 +50,8 @@ def document(report: Row) -> str:
         "kilobytes are those of a client and round.",
     ]
     for name, text in sections(report).items():
+        if name.endswith(IN_SHORT):  # for other documents
+            continue
         parts += [f"## {name[:1].upper()}{name[1:]}", text.strip()]
     if rows:
         parts += ["## Plots", *(f"![{title}]({name})" for name, title in PLOTS.items())]
@@ -82,6 +88,27 @@ def group_table(report: Row, group: str) -> str:
     methods = [method for method in report["methods"].values() if method["group"] == group]
     num_seeds = len(report["seeds"])
     return table(names, [_cells(method, first, num_seeds, len(names)) for method in methods])
+
+
+def short_table(report: Row, group: str) -> str:
+    """Write what a reader in a hurry wants of a group: the backbone alone, then the methods, the best first."""
+    methods = [method for method in report["methods"].values() if method["group"] == group and method["runs"]]
+    if not methods:
+        return ""
+    first = reference(report, group)
+    rows = []
+    for method in sorted(methods, key=lambda method: geometric_mean(row["perplexity"] for row in method["runs"])):
+        runs = method["runs"]
+        num_worse, num_clients = sum(map(num_worse_clients, runs)), sum(len(row["clients"]) for row in runs)
+        figures = [*spread([row["perplexity"] for row in runs])[:2], str(len(runs))]
+        against = [_against(method, first).split(" (")[0]] if first else []
+        rows.append(
+            [method["label"], *figures, *against, f"{method['num_parameters']:,}", f"{num_worse} of {num_clients}"]
+        )
+    backbone = spread([row["backbone_perplexity"] for row in methods[0]["runs"]])[:2]
+    rows.append(["backbone alone", *backbone, str(len(methods[0]["runs"])), *([""] if first else []), "0", ""])
+    names = ["method", "perplexity", "s.d.", "seeds", *([f"against {first['label']}"] if first else [])]
+    return table([*names, "parameters", "clients worse than backbone"], rows)
 
 
 def _cells(method: Row, first: Row | None, num_seeds: int, width: int) -> list[str]:

@@ -8,8 +8,8 @@ A block of README.md or docs/**/*.md, and every sweep.md and results.md under do
     ...
     <!-- end -->
 
-The word after the colon names a section: a sweep has `table`; a comparison has its groups, `summary`, `clients` and
-`search`.
+The word after the colon names a section: a sweep has `table`; a comparison has its groups, each also with `, in short`,
+`summary`, `clients` and `search`. In docs/results.md a figure in the text between the blocks must stand in one of them.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
 from simulations import comparison_report, comparison_table, sweep_table
 
-RESULTS = Path("docs") / "results"
+RESULTS, SUMMARY_PAGE = Path("docs") / "results", Path("docs") / "results.md"
+FIGURE = re.compile(r"\d+\.\d+")
 # What writes the document beside a JSON file, by the file's name.
 DOCUMENTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     sweep_table.JSON: (sweep_table.TABLE, sweep_table.document),
@@ -63,6 +64,8 @@ def rebuild(root: Path, write: bool) -> list[str]:
         differing += [f"{where}: {block}" for block in blocks]
         if write and new != old:
             replace_file(path, new.encode())
+    if (page := root / SUMMARY_PAGE).is_file():
+        differing += [f"{SUMMARY_PAGE}: {figure} is in no block" for figure in loose_figures(page.read_text("utf-8"))]
     for name, (document, written) in DOCUMENTS.items():
         for source in sorted((root / RESULTS).rglob(name)):
             path, new = source.with_name(document), written(_read(source))
@@ -87,6 +90,18 @@ def _rebuilt(text: str, where: str, root: Path) -> tuple[str, list[str]]:
         parts += [text[position : found.end()], built]
         position = end
     return "".join([*parts, text[position:]]), differing
+
+
+def loose_figures(text: str) -> list[str]:
+    """Return the figures of a page, numbers with a decimal point, that stand in none of its blocks."""
+    blocks, rest, position = [], [], 0
+    while found := BEGIN.search(text, position):
+        end = text.index(END, found.end())
+        rest.append(text[position : found.start()])
+        blocks.append(text[found.end() : end])
+        position = end + len(END)
+    known = set(FIGURE.findall("".join(blocks)))
+    return [figure for figure in FIGURE.findall("".join([*rest, text[position:]])) if figure not in known]
 
 
 def _section(root: Path, source: str, name: str, where: str) -> str:

@@ -78,7 +78,7 @@ def test_each_method_runs_with_each_seed_at_the_rate_that_its_search_chose(
     assert "mixture: learning rate 0.2\n" in shown
     assert "one-group: learning rate 0.1, the end of its rates: a better one may lie beyond\n" in shown
     assert "one-group,rate=0.1,seed=1,test: perplexity 4.000\n" in shown
-    assert "| the mixture | 0.2 | 1.414 |" in shown
+    assert "| the mixture | 1.414 |" in shown
     config = json.loads((empty_directory / "out" / "runs" / tested[-1] / "config.json").read_text())
     keys = ("temperature", "learning-rate", "seed", "eval-split", "num-rounds", "num-clients")
     assert [config[key] for key in keys] == [2.0, 0.1, 1, "test", 8, 2]

@@ -91,7 +91,18 @@ def test_the_sections_are_the_groups_the_summary_the_clients_and_the_search() ->
     prompt = method("prompt", "prompt", [run(0, 3.0)])
     local = method("local", "reference", [run(0, 4.0)], group="local", local_of="a")
     found = sections(report(a=MIXTURE, b=prompt, c=local))
-    assert list(found) == ["federated", "local", "summary", "clients", "search"]
+    groups = ["federated", "local", "federated, in short", "local, in short"]
+    assert list(found) == [*groups, "summary", "clients", "search"]
+
+
+def test_a_group_in_short_has_the_best_method_first_and_the_backbone_last() -> None:
+    prompt, without = method("prompt", "prompt", [run(0, 1.5)], num_parameters=7), method("none", "prompt", [])
+    text = sections(report(a=MIXTURE, b=prompt, c=without))["federated, in short"]
+    assert [[*row.values()] for row in rows_of(text)] == [
+        ["prompt", "1.500", "", "1", "-25.0%", "7", "0 of 2"],
+        ["mixture", "3.000", "1.768", "2", "", "39,496", "0 of 4"],
+        ["backbone alone", "8.000", "0.000", "2", "", "0", ""],
+    ]
 
 
 def test_the_document_has_everything_and_names_what_failed() -> None:

@@ -64,6 +64,16 @@ def test_what_was_rebuilt_agrees(root: Path) -> None:
     assert (root / GATES / "results.md").is_file()
 
 
+def test_a_figure_of_the_summary_page_must_stand_in_one_of_its_blocks(root: Path) -> None:
+    page = root / "docs" / "results.md"
+    block = f"<!-- from {GATES}/results.json: federated, in short -->\n<!-- end -->\n"
+    page.write_text(f"Ours has 2.000 in 3 rounds.\n\n{block}The other has 3.000.\n")
+    rebuild(root, write=True)
+    assert rebuild(root, write=False) == []
+    replace(page, "Ours has 2.000", "Ours has 1.900")
+    assert rebuild(root, write=False) == ["docs/results.md: 1.900 is in no block"]
+
+
 def test_a_changed_block_is_named_and_rebuilt(root: Path) -> None:
     before = (root / "README.md").read_text()
     replace(root / "README.md", "2.000", "1.000")
