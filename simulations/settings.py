@@ -10,7 +10,7 @@ from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
-GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate"}
+GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate", "gate-encoder"}
 MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
 MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
 # Keys that have an effect on some values of another key only.
