@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -101,11 +102,11 @@ def portable_reason(reason: str) -> str:
     return " ".join(portable(word) for word in reason.split(" "))
 
 
-def _tell_choice(method: Method, searched: dict[str, object], console: Console) -> None:
+def _tell_choice(method: Method, searched: dict[str, Any], console: Console) -> None:
     if not searched:
         return
     if searched["chosen"] is None:
         console.print(f"{method.name}: no rate has a result", style="yellow", highlight=False)
         return
     edge = ", the end of its rates: a better one may lie beyond" if searched["at_edge"] else ""
-    console.print(f"{method.name}: learning rate {shown(searched['chosen'])}{edge}", highlight=False)  # type: ignore[arg-type]
+    console.print(f"{method.name}: learning rate {shown(searched['chosen'])}{edge}", highlight=False, soft_wrap=True)
