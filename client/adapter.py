@@ -1,5 +1,9 @@
 """The baselines of peft: an adapter on the frozen backbone that is trained, scored and sent as a mixture is."""
 
+# First of all: it keeps bitsandbytes, which peft imports, from warning.
+from common.backbone import Backbone
+
+# isort: split
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +22,6 @@ from peft import (
 from torch import Tensor, nn
 
 from common.adapter_spec import AdapterSpec, frozen_arrays, tasks_with_rows
-from common.backbone import Backbone
 from common.batches import Batch
 from common.config import Config
 from common.decoder import forward

@@ -100,6 +100,13 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def test_nothing_is_said_when_the_client_is_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import client.app"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
+
+
 @pytest.mark.parametrize("statement", ["import server.app", "import common.backbone_source, common.perplexity"])
 def test_no_torch_is_loaded_by(statement: str) -> None:
     heavy = loaded_by(statement) & {"torch", "transformers", "bitsandbytes", "datasets"}
