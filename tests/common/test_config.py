@@ -121,8 +121,8 @@ def test_a_config_is_frozen():
         ({"task_embedding_size": 0}, "task-embedding-size must be at least 1, got 0"),
         ({"task_weight_learning_rate": -1}, "task-weight-learning-rate must be at least 0, got -1"),
         ({"top_k": -1}, "top-k must be at least 0, got -1"),
-        ({"top_k": 9}, "top-k must be at most 8, the experts that the gate weighs, got 9"),
-        ({"top_k": 8, "shared_expert": True}, "top-k must be at most 7, the experts that the gate weighs, got 8"),
+        ({"top_k": 17}, "top-k must be at most 16, the experts that the gate weighs, got 17"),
+        ({"top_k": 16, "shared_expert": True}, "top-k must be at most 15, the experts that the gate weighs, got 16"),
         ({"num_experts": 2, "shared_expert": True}, "num-experts must be at least 3 with a shared expert, got 2"),
         # Names and places
         ({"prompt_init": "runs/none"}, "prompt-init must be random, vocabulary or the directory of a run, got 'runs/"),
@@ -175,7 +175,7 @@ def test_the_mixtures_spec_is_as_configured():
     spec = config.mixture_spec(16, SHAPES, {"b", "a"}, 16)
     assert (spec.form, spec.positions, spec.shared_expert) == ("hidden", "answer", True)
     assert (spec.temperature, spec.top_k, spec.task_embedding_size, spec.gate_hidden_size) == (0.5, 3, 16, 64)
-    assert (spec.hidden_size, spec.kv_shapes, spec.num_experts, spec.tokens_per_expert) == (16, SHAPES, 8, 5)
+    assert (spec.hidden_size, spec.kv_shapes, spec.num_experts, spec.tokens_per_expert) == (16, SHAPES, 16, 2)
 
 
 @pytest.mark.parametrize(
@@ -197,4 +197,4 @@ def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_frozen_gate_is_in_the_spec(frozen):
-    assert read(freeze_gate=frozen).mixture_spec(16, SHAPES, []).frozen_gate is frozen
+    assert read(freeze_gate=frozen).mixture_spec(16, SHAPES, [], 16).frozen_gate is frozen

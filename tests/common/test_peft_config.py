@@ -18,7 +18,7 @@ pytestmark = peft_warns
         ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
         ({"form": "soft"}, "form must be one of kv, hidden, got 'soft'"),
         ({"shared_expert": True, "num_experts": 2}, "at least 3 with a shared expert, got 2"),
-        ({"top_k": 9}, "top_k must be from 0 to 8"),
+        ({"top_k": 17}, "top_k must be from 0 to 16"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"gate": "task"}, "gate='task' needs tasks"),
         ({"task_type": "SEQ_CLS"}, "task_type must be CAUSAL_LM or left out"),

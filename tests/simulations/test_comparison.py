@@ -52,10 +52,10 @@ def test_words_are_shared_by_all_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "names", "reason"),
     [
-        ([], None, "expected one comparison, got none: expected skills, "),
+        ([], None, "expected one comparison, got none: expected instructions, skills, "),
         (["skills", "other"], None, "expected one comparison, got skills and other"),
         (["skils"], None, "unknown comparison 'skils': did you mean skills?"),
-        (["xyz"], None, "unknown comparison 'xyz': expected skills, or the path of a TOML file"),
+        (["xyz"], None, "unknown comparison 'xyz': expected instructions, skills, or the path of a TOML file"),
         (["skills", "num-round=3"], None, "unknown key 'num-round': did you mean num-rounds"),
         (["skills", "seed=3"], None, "the command line: seed is set for each run of a comparison: use --seeds"),
         (["skills", "gate=task"], None, "methods.mixture-by-task sets gate itself: leave gate=... out or change"),
