@@ -21,10 +21,10 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from common.adapter_spec import AdapterSpec, frozen_arrays, tasks_with_rows
+from common.adapter_spec import LORA_METHODS, AdapterSpec, frozen_arrays, tasks_with_rows
 from common.batches import Batch
 from common.config import Config
-from common.decoder import forward
+from common.decoder import forward, linear_layers
 from common.injection import PromptedBackbone
 from common.mixture import Mixture, ParameterKind
 from common.mixture_arrays import Arrays
@@ -40,7 +40,7 @@ def peft_config(config: Config, num_tasks: int) -> PeftConfig:
     LoRA's update is scaled by 2, as FedIT's (alpha 16 at rank 8), without dropout. Soft prompts start from sampled
     vocabulary (Lester et al. 2021), multitask ones at random: peft has no sampling there.
     """
-    if config.method in ("lora", "ffa-lora"):
+    if config.method in LORA_METHODS:
         targets = lora_targets(config)
         return LoraConfig(
             task_type=CAUSAL_LM,
@@ -105,7 +105,7 @@ class AdaptedBackbone:
 
     def remove(self) -> None:
         """Take the adapter out of the backbone. Only LoRA is in it, the others stand before it."""
-        if self._method in ("lora", "ffa-lora"):
+        if self._method in LORA_METHODS:
             self._model.unload()
 
     def task_ids(self, tasks: Sequence[str], device: torch.device) -> Int[Tensor, " batch"]:
@@ -143,7 +143,7 @@ class AdaptedBackbone:
         neighbours' lengths: here peft makes prompts and prefixes, and positions count from the last of them.
         """
         log_weights = torch.zeros(len(batch.tasks), 1, device=self.backbone.device)
-        if self._method in ("lora", "ffa-lora"):
+        if self._method in LORA_METHODS:
             logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
             return logits, log_weights
         length = self._model.active_peft_config.num_virtual_tokens
@@ -174,12 +174,7 @@ Trainee = Mixture | AdaptedBackbone
 
 def _check_targets(backbone: Backbone, targets: Sequence[str]) -> None:
     """Raise ValueError for a target that is no linear layer of the backbone: peft passes over it in silence."""
-    # Conv1D is GPT-2's linear layer.
-    linear = {
-        name
-        for name, module in backbone.model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    }
+    linear = linear_layers(backbone.model)
     for target in targets if targets != [ALL_LINEAR] else ():
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))

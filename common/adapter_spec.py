@@ -10,6 +10,7 @@ AdapterMethod = Literal["prompt-tuning", "prefix-tuning", "multitask-prompt-tuni
 Method = Literal["mixture", "hand-written"] | AdapterMethod
 ADAPTER_METHODS: tuple[str, ...] = get_args(AdapterMethod)
 PROMPT_METHODS = ("prompt-tuning", "prefix-tuning", "multitask-prompt-tuning")  # virtual tokens before the text
+LORA_METHODS = ("ffa-lora", "lora")
 METHODS = ("mixture", *ADAPTER_METHODS, "hand-written")
 
 # Names of arrays, as peft saves them, and what peft calls the methods.

@@ -33,9 +33,9 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return min(stacks, key=lambda stack: len(stack[0]))[1]
 
 
-def linear_layers(layer: nn.Module) -> dict[str, nn.Module]:
-    """Find the linear layers within a decoder layer, by name: torch's, and GPT-2's, which go by the name Conv1D."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Find the linear layers within a module, by name: torch's, and GPT-2's, which go by the name Conv1D."""
+    return {name: found for name, found in module.named_modules() if isinstance(found, nn.Linear | Conv1D)}
 
 
 def weight_by_rows(linear: nn.Module) -> Float[Tensor, "out in"]:

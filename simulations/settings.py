@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.adapter_spec import PROMPT_METHODS
+from common.adapter_spec import LORA_METHODS, PROMPT_METHODS
 from common.backbone_source import distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
@@ -20,8 +20,8 @@ ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("task-embedding-size", "gate", ("task", "both")),
     *((key, "method", ("mixture",)) for key in sorted(MIXTURE_KEYS)),
     ("num-virtual-tokens", "method", PROMPT_METHODS),
-    ("lora-rank", "method", ("ffa-lora", "lora")),
-    ("lora-targets", "method", ("ffa-lora", "lora")),
+    ("lora-rank", "method", LORA_METHODS),
+    ("lora-targets", "method", LORA_METHODS),
     ("prompt-text", "method", ("hand-written",)),
     ("num-shots", "method", ("hand-written",)),
 )
