@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def rebuild(root: Path, write: bool) -> list[str]:
         if write and new != old:
             replace_file(path, new.encode())
     if (page := root / SUMMARY_PAGE).is_file():
-        differing += [f"{SUMMARY_PAGE}: {figure} is in no block" for figure in loose_figures(page.read_text("utf-8"))]
+        loose = loose_figures(page.read_text(encoding="utf-8"), str(SUMMARY_PAGE))
+        differing += [f"{SUMMARY_PAGE}: {figure} is in no block" for figure in loose]
     for name, (document, written) in DOCUMENTS.items():
         for source in sorted((root / RESULTS).rglob(name)):
             path, new = source.with_name(document), written(_read(source))
@@ -76,32 +77,38 @@ def rebuild(root: Path, write: bool) -> list[str]:
     return differing
 
 
-def _rebuilt(text: str, where: str, root: Path) -> tuple[str, list[str]]:
-    """Return a document with all of its blocks built anew, and the names of those that differed."""
-    parts, differing, position = [], [], 0
+def _blocks(text: str, where: str) -> Iterator[tuple[str, re.Match[str] | None, str]]:
+    """Yield the pieces of a document: the text up to a block's content, the block's mark, and its content.
+
+    The last piece has no block. Raises ValueError, naming the block, for one that has no end.
+    """
+    position = 0
     while found := BEGIN.search(text, position):
-        name = f"{found[1]}: {found[2]}"
         end = text.find(END, found.end())
         if end < 0 or BEGIN.search(text, found.end(), end):
-            raise ValueError(f"{where}: the block of {name} has no end: write {END} on a line after it")
-        built = f"\n{_section(root, found[1], found[2], where).strip()}\n"
-        if text[found.end() : end] != built:
-            differing.append(name)
-        parts += [text[position : found.end()], built]
+            raise ValueError(f"{where}: the block of {found[1]}: {found[2]} has no end: write {END} on a line after it")
+        yield text[position : found.end()], found, text[found.end() : end]
         position = end
-    return "".join([*parts, text[position:]]), differing
+    yield text[position:], None, ""
 
 
-def loose_figures(text: str) -> list[str]:
+def _rebuilt(text: str, where: str, root: Path) -> tuple[str, list[str]]:
+    """Return a document with all of its blocks built anew, and the names of those that differed."""
+    parts, differing = [], []
+    for before, found, content in _blocks(text, where):
+        parts.append(before)
+        if found:
+            parts.append(f"\n{_section(root, found[1], found[2], where).strip()}\n")
+            if parts[-1] != content:
+                differing.append(f"{found[1]}: {found[2]}")
+    return "".join(parts), differing
+
+
+def loose_figures(text: str, where: str) -> list[str]:
     """Return the figures of a page, numbers with a decimal point, that stand in none of its blocks."""
-    blocks, rest, position = [], [], 0
-    while found := BEGIN.search(text, position):
-        end = text.index(END, found.end())
-        rest.append(text[position : found.start()])
-        blocks.append(text[found.end() : end])
-        position = end + len(END)
-    known = set(FIGURE.findall("".join(blocks)))
-    return [figure for figure in FIGURE.findall("".join([*rest, text[position:]])) if figure not in known]
+    pieces = list(_blocks(text, where))
+    known = {figure for _, _, content in pieces for figure in FIGURE.findall(content)}
+    return [figure for before, _, _ in pieces for figure in FIGURE.findall(before) if figure not in known]
 
 
 def _section(root: Path, source: str, name: str, where: str) -> str:
