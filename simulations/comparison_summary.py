@@ -35,7 +35,7 @@ def _best_baselines(members: Sequence[Row]) -> list[tuple[Row, str]]:
         equal = [method for method in of_kind if method["equal_bytes"]]
         for among, name in ((equal, f"the best {word} at equal bytes"), (of_kind, f"the best {word} overall")):
             if among:
-                best = min(among, key=_perplexity)
+                best = min(among, key=perplexity)
                 names = next((names for method, names in found if method is best), None)
                 if names is None:
                     found.append((best, names := []))
@@ -44,12 +44,10 @@ def _best_baselines(members: Sequence[Row]) -> list[tuple[Row, str]]:
 
 
 def _paragraph(group: str, mixture: Row, best: Sequence[tuple[Row, str]]) -> str:
-    sentences = [f"Group {group}: *{mixture['label']}* has perplexity {_perplexity(mixture):.3f}."]
+    sentences = [f"Group {group}: *{mixture['label']}* has perplexity {perplexity(mixture):.3f}."]
     sentences += [_set_against(mixture, baseline, name) for baseline, name in best]
     counts = [
-        f"{sum(map(num_worse_clients, method['runs']))} of {sum(len(row['clients']) for row in method['runs'])} with "
-        f"*{method['label']}*"
-        for method in (mixture, *(baseline for baseline, _ in best))
+        f"{worse_clients(method)} with *{method['label']}*" for method in (mixture, *(baseline for baseline, _ in best))
     ]
     sentences.append(f"Clients no better than their backbone alone, over all seeds: {', '.join(counts)}.")
     return " ".join(sentences)
@@ -58,7 +56,7 @@ def _paragraph(group: str, mixture: Row, best: Sequence[tuple[Row, str]]) -> str
 def _set_against(mixture: Row, baseline: Row, name: str) -> str:
     of_mixture = {row["seed"]: row["perplexity"] for row in mixture["runs"]}
     ratios = [of_mixture[row["seed"]] / row["perplexity"] for row in baseline["runs"] if row["seed"] in of_mixture]
-    said = f"{name[:1].upper()}{name[1:]}, *{baseline['label']}*, has {_perplexity(baseline):.3f}"
+    said = f"{name[:1].upper()}{name[1:]}, *{baseline['label']}*, has {perplexity(baseline):.3f}"
     if not ratios:
         return f"{said}; no seed has both."
     least, most = 1 - max(ratios), 1 - min(ratios)
@@ -66,8 +64,14 @@ def _set_against(mixture: Row, baseline: Row, name: str) -> str:
     return f"{said}: the mixture is {_below(1 - geometric_mean(ratios))} it ({_seeds(len(ratios))}{spread})."
 
 
-def _perplexity(method: Row) -> float:
+def perplexity(method: Row) -> float:
+    """Return the geometric mean over the seeds of a method with results."""
     return geometric_mean(row["perplexity"] for row in method["runs"])
+
+
+def worse_clients(method: Row) -> str:
+    """Say how many clients, over all seeds, the method leaves no better than their backbone alone."""
+    return f"{sum(map(num_worse_clients, method['runs']))} of {sum(len(row['clients']) for row in method['runs'])}"
 
 
 def _below(share: float) -> str:

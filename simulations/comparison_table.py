@@ -6,8 +6,7 @@ from typing import Any
 from common.perplexity import geometric_mean
 from simulations.comparison import CLIENTS, SEARCH, SUMMARY
 from simulations.comparison_clients import clients
-from simulations.comparison_summary import summary
-from simulations.figures import num_worse_clients
+from simulations.comparison_summary import perplexity, summary, worse_clients
 from simulations.grid import shown
 from simulations.markdown import mean, spread, table, traffic
 from simulations.provenance import place
@@ -97,14 +96,10 @@ def short_table(report: Row, group: str) -> str:
         return ""
     first = reference(report, group)
     rows = []
-    for method in sorted(methods, key=lambda method: geometric_mean(row["perplexity"] for row in method["runs"])):
-        runs = method["runs"]
-        num_worse, num_clients = sum(map(num_worse_clients, runs)), sum(len(row["clients"]) for row in runs)
-        figures = [*spread([row["perplexity"] for row in runs])[:2], str(len(runs))]
+    for method in sorted(methods, key=perplexity):
+        figures = [*spread([row["perplexity"] for row in method["runs"]])[:2], str(len(method["runs"]))]
         against = [_against(method, first).split(" (")[0]] if first else []
-        rows.append(
-            [method["label"], *figures, *against, f"{method['num_parameters']:,}", f"{num_worse} of {num_clients}"]
-        )
+        rows.append([method["label"], *figures, *against, f"{method['num_parameters']:,}", worse_clients(method)])
     backbone = spread([row["backbone_perplexity"] for row in methods[0]["runs"]])[:2]
     rows.append(["backbone alone", *backbone, str(len(methods[0]["runs"])), *([""] if first else []), "0", ""])
     names = ["method", "perplexity", "s.d.", "seeds", *([f"against {first['label']}"] if first else [])]
@@ -119,7 +114,6 @@ def _cells(method: Row, first: Row | None, num_seeds: int, width: int) -> list[s
     if not runs:
         head = [method["label"], rate, "no result", "", "", seeds]
         return head + [""] * (width - len(head))
-    num_worse, num_clients = sum(map(num_worse_clients, runs)), sum(len(row["clients"]) for row in runs)
     megabytes = [{"bytes": row["rounds"][-1]["bytes"]} for row in runs]
     return [
         method["label"],
@@ -130,7 +124,7 @@ def _cells(method: Row, first: Row | None, num_seeds: int, width: int) -> list[s
         "" if method["num_parameters"] is None else f"{method['num_parameters']:,}",
         mean(megabytes, "bytes", lambda count: f"{count / 1e6:.2f}"),
         traffic(runs),
-        f"{num_worse} of {num_clients}",
+        worse_clients(method),
     ]
 
 

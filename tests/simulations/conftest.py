@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeRuns
+from matplotlib.figure import Figure
 
 from common.architecture import new_llama, save_model
 from common.backbone_source import distribution_root
@@ -131,3 +132,17 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Keep the figures that are saved, in their order."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

@@ -1,7 +1,6 @@
 """The plots of a comparison: means with a band, a line or column for each method, scales as promised."""
 
 import math
-from typing import Any
 
 import pytest
 from comparisons import client, method, report, run
@@ -15,20 +14,6 @@ FOUND = report(
     b=method("costs $5", "prompt", [run(0, 3.0)]),
     c=method("not yet", "prompt", []),
 )
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Keep the figures that are saved: rounds, bytes, clients."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def test_there_are_three_pngs_and_none_without_results() -> None:
