@@ -4,6 +4,7 @@ Source of the idea: MoPs (arXiv 2310.02842). The mechanism is transformers' atte
 serves every architecture that uses it: prompts never enter the KV cache and shift no position.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "fedmops"
+
+# On a CPU in bfloat16 a training step through SDPA's fused kernel takes up to three times as long as plain products on
+# texts of so many tokens, and less on much longer ones (docs/log.md). May go when torch's fused backward is fast.
+LONGEST_UNFUSED_TOKENS = 255
 
 Pairs = tuple[Tensor, Tensor]  # keys `[experts, length, kv_heads, key_dim]` and values of one layer's prompts
 
@@ -126,9 +132,10 @@ def backbone_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the backbone alone does: by SDPA, or by its own eager function where SDPA knows no softcap or sinks."""
     if not eager and kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-        out, weights = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        with sdpa_kernel(SDPBackend.MATH) if _fused_is_slower(query, key) else contextlib.nullcontext():
+            out, weights = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
         return out, weights
     visible = _causal_mask(query, key) if attention_mask is None else attention_mask
     additive = torch.zeros((), dtype=query.dtype, device=query.device).where(visible, torch.finfo(query.dtype).min)
@@ -136,6 +143,12 @@ def backbone_attention(
         module, query, key, value, additive, scaling=scaling, dropout=dropout, **kwargs
     )
     return own
+
+
+def _fused_is_slower(query: Tensor, key: Tensor) -> bool:
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return trains and on_cpu and key.shape[2] <= LONGEST_UNFUSED_TOKENS
 
 
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:

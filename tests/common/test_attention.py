@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
-from common.attention import attend_with_prompts
+from common.attention import LONGEST_UNFUSED_TOKENS, attend_with_prompts, backbone_attention
 
 
 def attention_inputs(log_weights, length=2):
@@ -81,3 +84,48 @@ def test_weights_scale_the_attention_before_the_softmax():
     got = attend_with_prompts(query, key, value, visible, same_keys, same_values, split, scaling)
     alone = attend_with_prompts(query, key, value, visible, same_keys[:1], same_values[:1], torch.zeros(2, 1), scaling)
     torch.testing.assert_close(got, alone, rtol=0, atol=1e-6)
+
+
+def is_fused(out):
+    functions = [out.grad_fn]
+    while functions[-1].next_functions:
+        functions.append(functions[-1].next_functions[0][0])
+    return any("FlashAttention" in type(function).__name__ for function in functions)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_tokens", "fused"),
+    [
+        (torch.bfloat16, 8, False),
+        (torch.bfloat16, LONGEST_UNFUSED_TOKENS, False),
+        (torch.bfloat16, LONGEST_UNFUSED_TOKENS + 1, True),
+        (torch.float32, 8, True),
+    ],
+)
+def test_training_takes_the_kernel_that_is_faster_and_the_same_gradients(dtype, num_tokens, fused):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, 2, num_tokens, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    visible[1, :, :, 0] = False  # padding, but for the padded query itself
+    visible[1, :, 0, 0] = True
+    gradients = []
+    for wanted in (dtype, torch.float64):
+        inputs = [tensor.to(wanted).requires_grad_() for tensor in drawn]
+        if wanted == torch.float64:
+            out = scaled_dot_product_attention(*inputs, attn_mask=visible).transpose(1, 2)
+        else:
+            out, _ = backbone_attention(nn.Identity(), *inputs, visible, None, 0.0, eager=False)
+            assert is_fused(out) == fused
+        gradients.append(torch.autograd.grad(out.double().pow(2).sum(), inputs))
+    for got, expected in zip(*gradients, strict=True):
+        # bfloat16 has 8 bits: its roundings, of inputs too, are some per cent of the largest value.
+        tolerance = (0.04 if dtype == torch.bfloat16 else 1e-5) * float(expected.abs().max())
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_evaluation_in_bfloat16_stays_fused():
+    inputs = [torch.randn(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        out, _ = backbone_attention(nn.Identity(), *inputs, None, None, 0.0, eager=False)
+        expected = scaled_dot_product_attention(*inputs, is_causal=True).transpose(1, 2)
+    assert torch.equal(out, expected)
