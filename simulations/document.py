@@ -8,8 +8,9 @@ A block of README.md or docs/**/*.md, and every sweep.md and results.md under do
     ...
     <!-- end -->
 
-The word after the colon names a section: a sweep has `table`; a comparison has its groups, each also with `, in short`,
-`summary`, `clients` and `search`. In docs/results.md a figure in the text between the blocks must stand in one of them.
+What follows the colon names a section: a sweep has `table`, and `across KEY` with a column for each of a swept key's
+values; a comparison has its groups, each also with `, in short`, `summary`, `clients` and `search`. In docs/results.md
+a figure in the text between the blocks must stand in one of them.
 """
 
 import argparse
@@ -116,8 +117,7 @@ def _section(root: Path, source: str, name: str, where: str) -> str:
     if path.name not in DOCUMENTS or not path.is_file():
         raise ValueError(f"{where}: {source} must be a {' or '.join(DOCUMENTS)} of this repository")
     report = _read(path)
-    is_sweep = path.name == sweep_table.JSON
-    sections = {"table": sweep_table.table(report)} if is_sweep else comparison_table.sections(report)
+    sections = (sweep_table.sections if path.name == sweep_table.JSON else comparison_table.sections)(report)
     if name not in sections:
         hint = did_you_mean(name, list(sections), otherwise=f"expected {', '.join(sections)}")
         raise ValueError(f"{where}: {source} has no section {name!r}: {hint}")

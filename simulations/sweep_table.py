@@ -74,6 +74,32 @@ def table(report: dict[str, Any]) -> str:
     return markdown.table(names, [[*map(shown, setting), *_cells(rows)] for setting, rows in by_setting.items()])
 
 
+def sections(report: dict[str, Any]) -> dict[str, str]:
+    """Write what documents may show: the table, and where several keys are swept, the perplexity across each."""
+    keys = list(report["axes"]) if len(report["axes"]) > 1 else []
+    return {"table": table(report)} | {f"across {key}": _across(report, key) for key in keys}
+
+
+def _across(report: dict[str, Any], key: str) -> str:
+    """Write perplexities with a column for each value of a key, and how far the first value's is from the last's."""
+    values = list(report["axes"][key])
+    others = [other for other in report["axes"] if other != key]
+    found: dict[tuple[Value, ...], dict[Value, list[float]]] = {}
+    for row in report["runs"]:
+        by_value = found.setdefault(tuple(row["settings"][other] for other in others), {})
+        by_value.setdefault(row["settings"][key], []).extend([row["perplexity"]] if "perplexity" in row else [])
+    lines = []
+    for setting, by_value in found.items():
+        means = [geometric_mean(ran) if (ran := by_value[value]) else None for value in values]
+        first, last = means[0], means[-1]
+        change = "" if first is None or last is None else f"{first / last - 1:+.1%}"
+        seeds = "/".join(dict.fromkeys(str(len(ran)) for ran in by_value.values()))
+        cells = ["no result" if mean is None else f"{mean:.3f}" for mean in means]
+        lines.append([*map(shown, setting), *cells, change, seeds])
+    heads = [f"{key}={shown(value)}" for value in values]
+    return markdown.table([*others, *heads, "first against last", "seeds"], lines)
+
+
 def _cells(rows: list[Row]) -> list[str]:
     done = [row for row in rows if "perplexity" in row]
     seeds = str(len(done)) if len(done) == len(rows) else f"{len(done)} of {len(rows)}"

@@ -9,7 +9,7 @@ from fakes import SMALL, FakeRuns
 
 from simulations.grid import points, read_axes
 from simulations.runs import run_all
-from simulations.sweep_table import Sweep, describe, table, why_no_plot, write
+from simulations.sweep_table import Sweep, describe, sections, table, why_no_plot, write
 
 
 def sweep_of(directory: Path, *over: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Sweep:
@@ -47,6 +47,22 @@ def test_a_line_has_geometric_mean_spread_and_costs_over_the_seeds(fake_runs: Fa
         "parameters": "160",
         "kB down + up": "2.0 + 1.0",
     }
+
+
+def test_values_of_a_key_stand_side_by_side_with_the_firsts_distance_from_the_last() -> None:
+    figures = {("x", 1): [2.0, 8.0], ("x", 2): [5.0], ("y", 1): [3.0]}
+    runs = [
+        {"settings": {"a": a, "b": b}, "seed": seed, "perplexity": value, "backbone_perplexity": 9.0}
+        for (a, b), values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+    report = {"axes": {"a": ["x", "y"], "b": [1, 2]}, "runs": [*runs, {"settings": {"a": "y", "b": 2}, "seed": 0}]}
+    assert rows_of(sections(report)["across b"])[2:] == [
+        ["x", "4.000", "5.000", "-20.0%", "2/1"],  # the geometric mean of 2 and 8, against 5
+        ["y", "3.000", "no result", "", "1/0"],
+    ]
+    assert rows_of(sections(report)["across a"])[0] == ["b", "a=x", "a=y", "first against last", "seeds"]
+    assert list(sections({"axes": {"a": ["x"]}, "runs": []})) == ["table"]
 
 
 def test_a_gap_shows_in_the_table(fake_runs: FakeRuns, tmp_path: Path) -> None:
