@@ -14,7 +14,7 @@ from simulations.settings import resolve
 
 # Keys that the sweep sets by itself, and what to use instead.
 OWN_KEYS = {"seed": "--seeds", "eval-split": "--split", "run-directory": "--output"}
-ABSOLUTE_PATH = re.compile(r"""(?:^|(?<=[=,"']))/[^,"']*""")
+ABSOLUTE_PATH = re.compile(r"""(?:^|(?<=[=,"'+]))/[^,"']*""")
 TOGETHER = "+"
 PIECE = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,"'\s][^,"']*|)\s*(,|$)""")
 MAX_NAME_LENGTH = 40

@@ -135,6 +135,7 @@ def test_a_combination_that_cannot_run_is_an_error_that_names_it(
         ("/home/me/model", "model"),
         ("backbone=/home/me/model", "backbone=model"),
         ('data="/home/me/a.jsonl",/home/me/b.jsonl,c/d.jsonl', 'data="a.jsonl",b.jsonl,c/d.jsonl'),
+        ("aggregation+gate-encoder=plain+/home/me/model", "aggregation+gate-encoder=plain+model"),
         ("models/own", "models/own"),
         ("../out", "../out"),
         (0.5, 0.5),
