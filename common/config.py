@@ -17,7 +17,7 @@ from common.near_names import did_you_mean
 Value = str | int | float | bool
 
 QUANTIZATIONS = ("none", "nf4", "int8")
-PARTITIONS = ("by-task", "dirichlet")
+PARTITIONS = ("by-task", "by-source", "iid", "dirichlet", "pathological", "shard")
 DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
@@ -27,7 +27,8 @@ EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
-    "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank"
+    "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank tasks_per_client "
+    "shards_per_client"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
 _NOT_NEGATIVE = (
@@ -65,6 +66,8 @@ class Config:
     eval_split: Split
     partition: str
     dirichlet_alpha: float
+    tasks_per_client: int
+    shards_per_client: int
     tasks: str
     centralised: bool
     method: Method

@@ -18,6 +18,7 @@ from simulations.compression.options import METHODS, NUM_CALIBRATION
 from simulations.compression.options import Options as CompressionOptions
 from simulations.compression.texts import choose_texts
 from simulations.generate import Ways, answer_all, answer_one, check_ways
+from simulations.partitions import show_partitions
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
 from simulations.simulate import Engine, simulate, spin_briefly
@@ -51,6 +52,15 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command("partitions")
+def partitions_command(
+    words: Words = None,
+    output: Annotated[Path | None, typer.Option(help="directory for partitions.json and partitions.png")] = None,
+) -> None:
+    """Show which client would own how much of which task, before anything is trained."""
+    show_partitions(words or [], output, console)
 
 
 @app.command("sweep")

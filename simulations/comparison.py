@@ -20,8 +20,9 @@ OWN_KEYS = {
 }
 # Methods are compared on the same partitions, evaluation and backbone.
 SAME_KEYS = (
-    "data train-examples eval-examples partition dirichlet-alpha tasks num-clients backbone quantization".split()
-)
+    "data train-examples eval-examples partition dirichlet-alpha tasks-per-client shards-per-client tasks num-clients "
+    "backbone quantization"
+).split()
 # The other sections of the document; groups are sections too.
 SUMMARY, CLIENTS, SEARCH = "summary", "clients", "search"
 

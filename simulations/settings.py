@@ -16,6 +16,8 @@ MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
 # Keys that have an effect on some values of another key only.
 ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("dirichlet-alpha", "partition", ("dirichlet",)),
+    ("tasks-per-client", "partition", ("pathological",)),
+    ("shards-per-client", "partition", ("shard",)),
     ("task-weight-learning-rate", "task-weights", ("learned",)),
     ("task-embedding-size", "gate", ("task", "both")),
     *((key, "method", ("mixture",)) for key in sorted(MIXTURE_KEYS)),

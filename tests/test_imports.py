@@ -41,9 +41,9 @@ PLACES = {
         "common/peft_mixture.py",
     ],
     "flwr": ["server", "client", "simulations", "common/wire"],
-    "flwr_datasets": ["common/partition.py"],
-    "datasets": ["common/partition.py"],
-    "matplotlib": ["simulations/comparison_plot.py", "simulations/plot.py"],
+    "flwr_datasets": ["common/partitioner.py"],
+    "datasets": ["common/partition.py", "common/partitioner.py"],
+    "matplotlib": ["simulations/comparison_plot.py", "simulations/partitions_plot.py", "simulations/plot.py"],
 }
 
 

@@ -83,7 +83,10 @@ def test_a_config_is_frozen():
         ({"client_fraction": math.nan}, "client-fraction must be above 0 and at most 1, got nan"),
         # Choices
         ({"quantization": "int4"}, "quantization must be one of none, nf4, int8, got 'int4'"),
-        ({"partition": "iid"}, "partition must be one of by-task, dirichlet, got 'iid'"),
+        (
+            {"partition": "evenly"},
+            "partition must be one of by-task, by-source, iid, dirichlet, pathological, shard, got",
+        ),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"eval_split": "train"}, "eval-split must be one of validation, test, got 'train'"),
         ({"prompt_form": "soft"}, "prompt-form must be one of kv, hidden, got 'soft'"),

@@ -7,7 +7,8 @@ import pytest
 
 from common.config import default_run_config, read_config
 from common.example import Example
-from common.partition import partition, partitions_of
+from common.partition import partition as deal
+from common.partition import partitions_of
 from common.skills.suite import SKILLS, skill_examples
 
 DEFAULTS = default_run_config(Path(__file__).parents[2])
@@ -16,6 +17,11 @@ DEFAULTS = default_run_config(Path(__file__).parents[2])
 def config(**changes):
     small = {"train-examples": 20, "eval-examples": 10}
     return read_config(DEFAULTS | small | {name.replace("_", "-"): value for name, value in changes.items()})
+
+
+def partition(examples, method, num_clients, seed=0, alpha=10.0, tasks=2, shards=2):
+    how = {"dirichlet_alpha": alpha, "tasks_per_client": tasks, "shards_per_client": shards}
+    return deal(examples, method, num_clients, seed, **how)
 
 
 def built_in(train=20, test=10):
@@ -31,12 +37,12 @@ def one_source(num_tasks=3, count=20):
     ]
 
 
-@pytest.mark.parametrize("method", ["by-task", "dirichlet"])
+@pytest.mark.parametrize("method", ["by-task", "iid", "dirichlet"])
 @pytest.mark.parametrize("num_clients", [1, 2, 5, 8])
 @pytest.mark.parametrize("draw", [built_in, one_source])
 def test_every_example_has_one_owner(method, num_clients, draw):
     examples = draw()
-    partitions = partition(examples, method, num_clients, 10.0, 0)
+    partitions = partition(examples, method, num_clients)
     assert len(partitions) == num_clients
     assert Counter(example for owned in partitions for example in owned) == Counter(examples)
 
@@ -61,7 +67,7 @@ def test_by_default_clients_differ_in_tasks_and_sources():
 
 
 def test_one_source_is_shared_between_the_groups():
-    partitions = partition(one_source(), "by-task", 4, 1.0, 0)
+    partitions = partition(one_source(), "by-task", 4)
     for task in ("task 0", "task 1", "task 2"):
         for split, group in (("train", 0), ("train", 1), ("test", 0), ("test", 1)):
             owned = [e for c, part in enumerate(partitions) if c % 2 == group for e in part]
@@ -69,31 +75,74 @@ def test_one_source_is_shared_between_the_groups():
 
 
 def test_clients_that_share_a_task_share_it_evenly():
-    partitions = partition(one_source(num_tasks=1, count=40), "by-task", 8, 1.0, 0)
+    partitions = partition(one_source(num_tasks=1, count=40), "by-task", 8)
     assert [len(owned) for owned in partitions] == [10] * 8
 
 
-@pytest.mark.parametrize("method", ["by-task", "dirichlet"])
+@pytest.mark.parametrize("method", ["by-task", "iid", "dirichlet", "pathological", "shard"])
 def test_the_seed_decides(method):
-    first, same, other = (partition(built_in(), method, 4, 1.0, seed) for seed in (0, 0, 1))
+    first, same, other = (partition(built_in(), method, 4, seed) for seed in (0, 0, 1))
     assert first == same != other
 
 
 def test_a_small_alpha_makes_clients_differ_more():
     def largest_share(alpha):
-        parts = partition(built_in(40, 0), "dirichlet", 4, alpha, 0)
+        parts = partition(built_in(40, 0), "dirichlet", 4, alpha=alpha)
         counts = [Counter(example.task for example in owned) for owned in parts]
         return sum(max(count[skill.name] for count in counts) / 40 for skill in SKILLS) / len(SKILLS)
 
     assert largest_share(1000.0) < 0.35 < 0.5 < largest_share(0.1)
 
 
+def test_identical_clients_have_the_same_share_of_every_task():
+    for owned in partition(built_in(40, 0), "iid", 4):
+        assert len(owned) == 10 * len(SKILLS)
+        # 10 of each task are expected; a draw without replacement strays by 3 standard deviations of 2.4 at most.
+        assert all(2 <= count <= 18 for count in Counter(example.task for example in owned).values())
+
+
+def test_a_pathological_client_has_exactly_so_many_tasks_in_both_splits():
+    for tasks in (1, 3):
+        partitions = partition(built_in(), "pathological", 8, tasks=tasks)
+        for owned in partitions:
+            for split in ("train", "test"):
+                assert len({example.task for example in owned if example.split == split}) == tasks
+        assert len({example for owned in partitions for example in owned}) == sum(map(len, partitions))
+
+
+def test_a_client_of_shards_has_as_many_examples_as_the_others_and_few_tasks():
+    partitions = partition(built_in(), "shard", 8)
+    assert {len(owned) for owned in partitions} == {len(built_in()) // 16 * 2}
+    assert all(len({example.task for example in owned}) <= 6 for owned in partitions)
+
+
+def test_by_source_a_client_is_a_source():
+    assert [{example.source for example in owned} for owned in partition(built_in(), "by-source", 2)] == [
+        {"arrow"},
+        {"label"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ("by-source", {}, "num-clients must be 2 with partition=by-source, the number of sources of the data "),
+        ("pathological", {"tasks": 21}, "tasks-per-client must be at most 20, the tasks of the data, got 21"),
+    ],
+)
+def test_what_cannot_be_dealt_out_is_an_error_in_one_line(method, changes, reason):
+    with pytest.raises(ValueError) as error:
+        partition(built_in(), method, 8, **changes)
+    assert str(error.value).startswith(reason)
+    assert "\n" not in str(error.value)
+
+
 # The partitioner warns of each of its ten attempts; the error says what there is to say.
 @pytest.mark.filterwarnings("ignore:The specified min_partition_size:UserWarning")
 def test_a_dirichlet_draw_that_fails_is_an_error_in_one_line():
     with pytest.raises(ValueError) as error:
-        partition(one_source(num_tasks=1, count=5), "dirichlet", 10, 1e-3, 0)
-    assert str(error.value).startswith("dirichlet-alpha 0.001 leaves some of 10 clients without examples: raise it")
+        partition(one_source(num_tasks=1, count=5), "dirichlet", 10, alpha=1e-3)
+    assert str(error.value).startswith("partition=dirichlet leaves some of 10 clients without examples: a larger dir")
     assert "\n" not in str(error.value)
 
 
