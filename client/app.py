@@ -151,7 +151,7 @@ def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
         raise ValueError(
             f"num-clients is {config.num_clients}, but this node is one of {num_partitions}: make them agree"
         )
-    backbone = load_backbone(config.backbone, config.quantization, config.device)
+    backbone = load_backbone(config.backbone, config.quantization, config.device, config.compute_dtype)
     return config, partition, backbone, load_partition_data(config, partition, backbone)
 
 

@@ -17,15 +17,16 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from common.attention import ATTENTION
-from common.backbone_source import locate
+from common.backbone_source import STORED, check_quantization, locate
 from common.fingerprint import fingerprint
+from common.hub import local_directory
+from common.quantization import check_gradients, quantization_config
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return what the backbone computes in: bfloat16 where the hardware does, float32 on other CPUs.
+def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """Return what the backbone computes in; auto: bfloat16 where the hardware does, float32 on other CPUs.
 
     On a CPU with bfloat16 instructions a training step of the built-in backbone takes about 0.75 of float32's time.
     """
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
     if device.type == "cpu":
         abilities = torch.cpu.get_capabilities()
         fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
@@ -80,31 +83,35 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 @lru_cache(maxsize=1)
-def load_backbone(name: str, quantization: str, device: str) -> Backbone:
-    """Load and freeze a backbone.
+def load_backbone(name: str, quantization: str, device: str, dtype: str = "auto") -> Backbone:
+    """Load and freeze a backbone; the arguments are values of the keys backbone, quantization, device, compute-dtype.
 
-    `quantization` is none, nf4 or int8 (bitsandbytes; embedding and head stay as they are). Raises ValueError when the
-    name or its family is unknown, when the family's attention cannot take prompts, or the device is missing.
+    Embedding and head stay unquantized. Raises ValueError when the name or its family is unknown, when the family's
+    attention cannot take prompts, when no or wrong gradients pass through the quantization, or the device is missing.
     """
-    model, tokenizer, place = load_model(name, quantization, device)
+    model, tokenizer, place = load_model(name, quantization, device, dtype)
     return Backbone(model, tokenizer, fingerprint(locate(name), quantization), place)
 
 
-def load_model(name: str, quantization: str, device: str, as_stored: bool = False) -> tuple[Any, Any, torch.device]:
+def load_model(
+    name: str, quantization: str, device: str, dtype: str = "auto", as_stored: bool = False
+) -> tuple[Any, Any, torch.device]:
     """Load and freeze a backbone's model that nothing else uses; return it, its tokenizer and where it is.
 
     `as_stored` leaves the weights in the dtype of the files, and not in the one that the backbone computes in.
     """
-    source, place = locate(name), resolve_device(device)
-    dtype = compute_dtype(place)
+    source, place = str(local_directory(locate(name))), resolve_device(device)
+    computed_in = compute_dtype(place, dtype)
+    quantized = quantization_config(quantization, computed_in)
     disable_progress_bar()
-    architecture = _architecture(source)
+    architecture, described = _architecture(source)
+    check_quantization(name, quantization, described)
     tokenizer = AutoTokenizer.from_pretrained(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype="auto" if as_stored else dtype,
-            quantization_config=_quantization_config(quantization, dtype),
+            dtype="auto" if as_stored else computed_in,
+            **({} if quantized is None else {"quantization_config": quantized}),  # None would overrule the checkpoint's
             device_map={"": place},
             attn_implementation=ATTENTION,
         )
@@ -112,7 +119,16 @@ def load_model(name: str, quantization: str, device: str, as_stored: bool = Fals
         if error.args != (ATTENTION,):
             raise
         raise ValueError(no_interface_message(architecture)) from None
+    except (ImportError, RuntimeError) as error:
+        if quantization != STORED:
+            raise
+        method, reason = described["quantization_config"].get("quant_method"), " ".join(str(error).split())
+        raise ValueError(
+            f"backbone {name!r} is quantized by {method}, which cannot be loaded here ({reason}): install what it "
+            "needs, or give the unquantized checkpoint"
+        ) from None
     freeze(model.eval())
+    check_gradients(model, quantization)
     return model, tokenizer, place
 
 
@@ -122,16 +138,19 @@ def freeze(model: nn.Module) -> None:
     _keep_exact_gradients(model)
 
 
-def _architecture(source: str) -> str:
-    """Return the name of a backbone's class. Raises ValueError for a family that transformers does not know."""
-    config, _ = PreTrainedConfig.get_config_dict(source)
-    family = config.get("model_type", "")
+def _architecture(source: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a backbone's class and its config.json.
+
+    Raises ValueError for a family that transformers does not know.
+    """
+    described, _ = PreTrainedConfig.get_config_dict(source)
+    family = described.get("model_type", "")
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"the family {family!r} of backbone {source!r} is not known to transformers as a causal language model: "
             "choose a decoder such as Llama or Qwen"
         )
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]), described
 
 
 def no_interface_message(architecture: str) -> str:
@@ -140,14 +159,6 @@ def no_interface_message(architecture: str) -> str:
         f"{architecture} does not pass its attention through transformers' interface, so prompts cannot join it: "
         "choose another family, such as Llama or Qwen"
     )
-
-
-def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if quantization == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return None
 
 
 def _keep_exact_gradients(model: nn.Module) -> None:

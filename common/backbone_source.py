@@ -3,9 +3,11 @@
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 BUILT_IN = "skills"
+STORED = "stored"  # value of quantization for a checkpoint whose files are quantized already
 
 
 def distribution_root() -> Path:
@@ -34,7 +36,8 @@ def built_in_directory() -> Path:
 def locate(backbone: str) -> str:
     """Turn a backbone's name into what transformers loads from: a directory's path, or a hub id as it is.
 
-    Raises ValueError when the name is neither built in, nor a directory with a config.json, nor a hub id (owner/name).
+    Raises ValueError when the name is neither built in, nor a directory with a config.json, nor a hub id
+    (owner/name or owner/name@revision).
     """
     if backbone == BUILT_IN:
         return str(built_in_directory())
@@ -46,16 +49,37 @@ def locate(backbone: str) -> str:
     if looks_like_hub_id and not Path(backbone).exists():
         return backbone
     raise ValueError(
-        f"unknown backbone {backbone!r}: expected {BUILT_IN!r}, a directory with a config.json or a hub id (owner/name)"
+        f"unknown backbone {backbone!r}: expected {BUILT_IN!r}, a directory with a config.json or a hub id "
+        "(owner/name, owner/name@revision)"
     )
 
 
-def num_layers(backbone: str) -> int | None:
-    """Return the number of decoder layers, or None where only the hub knows it."""
+def architecture(backbone: str) -> dict[str, Any] | None:
+    """Return what a backbone's config.json says, or None where only the hub knows it."""
     path = Path(locate(backbone)) / "config.json"
     if not path.is_file():
         return None
-    config = json.loads(path.read_text())
-    config = config.get("text_config", config)
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return described
+
+
+def num_layers(described: dict[str, Any]) -> int | None:
+    """Return the number of decoder layers that a config.json names."""
+    described = described.get("text_config", described)
+    layers = described.get("num_hidden_layers", described.get("n_layer"))
     return layers if isinstance(layers, int) else None
+
+
+def check_quantization(backbone: str, quantization: str, described: dict[str, Any]) -> None:
+    """Raise ValueError unless `stored` is asked for where, and only where, the files are quantized already."""
+    stored = described.get("quantization_config")
+    if stored is not None and quantization != STORED:
+        method = stored.get("quant_method", "an unknown method")
+        raise ValueError(
+            f"quantization must be {STORED} for backbone {backbone!r}, whose files are quantized by {method}, "
+            f"got {quantization!r}"
+        )
+    if stored is None and quantization == STORED:
+        raise ValueError(
+            f"quantization {STORED!r} is for checkpoints that are quantized: {backbone!r} is not, use none"
+        )

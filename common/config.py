@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.adapter_spec import METHODS, Method
-from common.backbone_source import BUILT_IN, locate, num_layers
+from common.backbone_source import BUILT_IN, STORED, architecture, check_quantization, locate, num_layers
 from common.example import Split
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
 from common.near_names import did_you_mean
 
 Value = str | int | float | bool
 
-QUANTIZATIONS = ("none", "nf4", "int8")
+QUANTIZATIONS = ("none", "nf4", "nf4-double", "fp4", "int8", "int8-weights", STORED)
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTITIONS = ("by-task", "by-source", "iid", "dirichlet", "pathological", "shard")
 DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
@@ -36,6 +37,7 @@ _NOT_NEGATIVE = (
 ).split()
 _CHOICES = {
     "quantization": QUANTIZATIONS,
+    "compute_dtype": COMPUTE_DTYPES,
     "partition": PARTITIONS,
     "device": DEVICES,
     "eval_split": EVAL_SPLITS,
@@ -80,6 +82,7 @@ class Config:
     num_personal_steps: int
     backbone: str
     quantization: str
+    compute_dtype: str
     device: str
     max_sequence_tokens: int
     num_experts: int
@@ -224,7 +227,10 @@ def _check(config: Config) -> None:
             f"num-personal-steps must be 0 with method=hand-written, which trains nothing, "
             f"got {config.num_personal_steps}"
         )
-    layers = num_layers(config.backbone)
+    described = architecture(config.backbone)
+    if described is not None:
+        check_quantization(config.backbone, config.quantization, described)
+    layers = None if described is None else num_layers(described)
     if config.injection_layer < -1:
         raise ValueError(f"injection-layer must be -1 (the middle) or a layer from 0, got {config.injection_layer}")
     if layers is not None and config.injection_layer >= layers:

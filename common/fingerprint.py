@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
+
+from common.backbone_source import STORED
+from common.hub import local_directory
 
 
 def fingerprint(source: str, quantization: str) -> str:
@@ -12,7 +14,7 @@ def fingerprint(source: str, quantization: str) -> str:
     `source` is a directory or a hub id. Files rather than loaded tensors: two devices may round a quantized weight
     differently, and a quantized model of several GB hashes slowly. Raises ValueError where there are no safetensors.
     """
-    directory = directory_of(source)
+    directory = local_directory(source)
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"backbone {source!r} has no *.safetensors: save it with save_pretrained, which writes them")
@@ -28,18 +30,9 @@ def fingerprint(source: str, quantization: str) -> str:
     return digest.hexdigest()
 
 
-def directory_of(source: str) -> Path:
-    """Return the directory of a backbone's files, which for a hub id is in the cache of downloads."""
-    if Path(source).is_dir():
-        return Path(source)
-    from transformers.utils import cached_file  # takes a second, which only hub ids need
-
-    return Path(str(cached_file(source, "config.json"))).parent
-
-
 def is_quantized(source: str) -> bool:
     """Tell whether the files of a directory or a hub id hold quantized weights."""
-    return json.loads((directory_of(source) / "config.json").read_text()).get("quantization_config") is not None
+    return json.loads((local_directory(source) / "config.json").read_text()).get("quantization_config") is not None
 
 
 def fingerprint_of(model: Any) -> str | None:
@@ -55,9 +48,13 @@ def quantization_of(model: Any) -> str:
     described: Any = getattr(model.config, "quantization_config", None)
     if described is None:
         return "none"
+    if model.name_or_path and is_quantized(model.name_or_path):
+        return STORED
     values = described if isinstance(described, dict) else described.to_dict()
     if values.get("load_in_8bit"):
         return "int8"
     if values.get("load_in_4bit"):
-        return str(values.get("bnb_4bit_quant_type"))
+        return f"{values.get('bnb_4bit_quant_type')}{'-double' if values.get('bnb_4bit_use_double_quant') else ''}"
+    if "Int8WeightOnlyConfig" in str(values.get("quant_type")):
+        return "int8-weights"
     return str(values.get("quant_method"))

@@ -25,11 +25,7 @@ from simulations.simulate import Engine, simulate, spin_briefly
 from simulations.sweep import EvalSplit, sweep
 from simulations.view import progress_of_runs
 
-
-class Quantization(StrEnum):
-    """The choices of the key `quantization`."""
-
-    NONE, NF4, INT8 = QUANTIZATIONS
+Quantization = StrEnum("Quantization", [(name, name) for name in QUANTIZATIONS])  # type: ignore[misc]
 
 
 Words = Annotated[

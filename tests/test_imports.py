@@ -29,9 +29,12 @@ PLACES = {
         "common/decoder.py",
         "common/fingerprint.py",
         "common/generation.py",
+        "common/quantization.py",
         "common/tokenizer.py",
     ],
     "bitsandbytes": ["common/backbone.py"],
+    "torchao": ["common/quantization.py"],
+    "huggingface_hub": ["common/hub.py"],
     "peft": [
         "benchmarks",
         "simulations",

@@ -13,7 +13,7 @@ from common.backbone import Backbone
 from common.batches import Batch, TokenizedExample, collate, in_order_of_length, pad_id
 from common.decoder import forward
 from common.example import Example
-from common.fingerprint import directory_of
+from common.hub import local_directory
 from common.perplexity import AnswerScore, total
 
 SPEED_BATCH_SIZE, SPEED_SECONDS = 16, 2.0
@@ -57,7 +57,9 @@ def measure(backbone: Backbone, held_out: Sequence[Scored], speed: float, on_sha
     weights = list(backbone.model.parameters())
     num_weights = sum(weight.numel() for weight in weights)
     return Price(
-        disk_bytes=sum(path.stat().st_size for path in directory_of(backbone.model.name_or_path).glob("*.safetensors")),
+        disk_bytes=sum(
+            path.stat().st_size for path in local_directory(backbone.model.name_or_path).glob("*.safetensors")
+        ),
         resident_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
         zero_share=sum(int((weight == 0).sum()) for weight in weights) / num_weights,
         tokens_per_second=speed,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common import backbone_source
-from common.backbone_source import built_in_directory, locate, num_layers
+from common.backbone_source import architecture, built_in_directory, check_quantization, locate, num_layers
 
 
 class Installed:
@@ -53,6 +53,7 @@ def test_directories_and_hub_ids_are_taken_as_they_are(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert locate(str(tmp_path)) == str(tmp_path)
     assert locate("owner/name") == "owner/name"
+    assert locate("owner/name@v1.0") == "owner/name@v1.0"
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,21 @@ def test_a_directory_without_a_model_is_no_hub_id(tmp_path, monkeypatch):
 )
 def test_the_number_of_layers_comes_from_the_config_on_disk(tmp_path, config, layers):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert num_layers(str(tmp_path)) == layers
+    described = architecture(str(tmp_path))
+    assert described == config
+    assert num_layers(described) == layers
 
 
-def test_only_the_hub_knows_the_layers_of_a_hub_id():
-    assert num_layers("owner/name") is None
+def test_only_the_hub_knows_the_architecture_of_a_hub_id():
+    assert architecture("owner/name") is None
+    assert architecture("owner/name@main") is None
+
+
+def test_stored_is_for_quantized_files_and_only_for_them():
+    gptq = {"quantization_config": {"quant_method": "gptq"}}
+    check_quantization("b", "stored", gptq)
+    check_quantization("b", "none", {})
+    with pytest.raises(ValueError, match="quantization must be stored for backbone 'b', whose files are quantized by"):
+        check_quantization("b", "nf4", gptq)
+    with pytest.raises(ValueError, match="quantization 'stored' is for checkpoints that are quantized: 'b' is not, "):
+        check_quantization("b", "stored", {})

@@ -82,10 +82,18 @@ def test_a_config_is_frozen():
         ({"client_fraction": 1.5}, "client-fraction must be above 0 and at most 1, got 1.5"),
         ({"client_fraction": math.nan}, "client-fraction must be above 0 and at most 1, got nan"),
         # Choices
-        ({"quantization": "int4"}, "quantization must be one of none, nf4, int8, got 'int4'"),
+        (
+            {"quantization": "int4"},
+            "quantization must be one of none, nf4, nf4-double, fp4, int8, int8-weights, stored",
+        ),
         (
             {"partition": "evenly"},
             "partition must be one of by-task, by-source, iid, dirichlet, pathological, shard, got",
+        ),
+        ({"compute_dtype": "int8"}, "compute-dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        (
+            {"quantization": "stored"},
+            "quantization 'stored' is for checkpoints that are quantized: 'skills' is not, us",
         ),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"eval_split": "train"}, "eval-split must be one of validation, test, got 'train'"),

@@ -126,5 +126,5 @@ def test_what_is_no_run_is_an_error_in_one_line(tmp_path):
     fails("config.json is damaged", "run")
     (tmp_path / "run" / CONFIG).write_text(json.dumps({"backbone": "/no/where", "quantization": "none"}))
     fails("unknown backbone '/no/where'", "run")
-    (tmp_path / "run" / CONFIG).write_text(json.dumps({"backbone": source, "quantization": "fp4"}))
-    fails("quantization must be one of none, nf4, int8, got 'fp4'", "run")
+    (tmp_path / "run" / CONFIG).write_text(json.dumps({"backbone": source, "quantization": "fp3"}))
+    fails("quantization must be one of none, nf4, nf4-double, fp4, int8, int8-weights, stored, got 'fp3'", "run")

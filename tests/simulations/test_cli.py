@@ -23,7 +23,10 @@ BAD_INPUT = {
     "unknown preset": (["mixtur"], "unknown preset 'mixtur': expected mixture, one-group, or the path of a TOML"),
     "unknown key": (["num-experst=3"], "unknown key 'num-experst': did you mean num-experts"),
     "unknown backbone": (["backbone=nowhere"], "unknown backbone 'nowhere': expected 'skills', a directory"),
-    "unknown quantization": (["quantization=int3"], "quantization must be one of none, nf4, int8, got 'int3'"),
+    "unknown quantization": (
+        ["quantization=int3"],
+        "quantization must be one of none, nf4, nf4-double, fp4, int8",
+    ),
     "layer past the last": (["injection-layer=2"], "injection-layer must be at most 1, the last layer of "),
     "zero experts": (["num-experts=0"], "num-experts must be at least 1, got 0"),
     "more clients than examples": (

@@ -1,0 +1,36 @@
+"""A backbone's files on this machine: a directory as it is, or what the hub has under an id. Imports no torch."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+# What a decoder needs: no weights in other formats, no pictures.
+PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+# A child of Flower's logger, so that it is shown where the client runs.
+log = logging.getLogger("flwr.fedmops")
+
+
+@cache
+def local_directory(source: str) -> Path:
+    """Return the directory of a backbone's files, downloaded or found in the hub's cache for `owner/name[@revision]`.
+
+    With HF_HUB_OFFLINE=1 only the cache is looked at. Raises ValueError, in one line, where the files cannot be had.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download  # takes half a second, which only hub ids need
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    name, _, revision = source.partition("@")
+    try:
+        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"backbone {source!r} cannot be had from the hub ({reason[:300]}): check the id and the revision, or "
+            "give a directory"
+        ) from None
+    if not revision:
+        log.info("%s is at commit %s: write %s@%s to stay with it", name, directory.name, name, directory.name)
+    return directory
