@@ -167,6 +167,16 @@ def read_config(run_config: Mapping[str, Value]) -> Config:
     return config
 
 
+def read_quantizations(text: str) -> list[str]:
+    """Read quantizations with commas between. Raises ValueError for one that does not exist."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in QUANTIZATIONS:
+            hint = did_you_mean(name, list(QUANTIZATIONS), otherwise=f"expected some of {', '.join(QUANTIZATIONS)}")
+            raise ValueError(f"unknown quantization {name!r}: {hint}")
+    return names
+
+
 def unknown_key_message(key: str, known: list[str]) -> str:
     """Say that a key does not exist, and which ones come near."""
     hint = did_you_mean(key, known, otherwise=f"known keys: {', '.join(known)}")

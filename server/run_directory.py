@@ -44,7 +44,7 @@ class RunDirectory:
             raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
         self.path = path
         replace_json(self.path / CONFIG, {kebab(key): value for key, value in asdict(config).items()})
-        replace_json(self.path / VERSIONS, {name: version(name) for name in VERSIONED} | {"commit": _commit()})
+        replace_json(self.path / VERSIONS, versions())
         for name in (METRICS, ROUNDS):
             (path / name).touch()
         self._log = logging.FileHandler(path / LOG, encoding="utf-8")
@@ -103,6 +103,11 @@ class RunDirectory:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what shapes figures, and the checkout's commit."""
+    return {name: version(name) for name in VERSIONED} | {"commit": _commit()}
 
 
 def _commit() -> str:

@@ -11,12 +11,13 @@ import click
 import typer
 from rich.console import Console
 
-from common.config import QUANTIZATIONS
+from common.backbone_source import BUILT_IN, STORED, locate
+from common.config import QUANTIZATIONS, read_quantizations
 from common.saved_run import read_run
 from simulations.compare import compare
 from simulations.compression.options import METHODS, NUM_CALIBRATION
 from simulations.compression.options import Options as CompressionOptions
-from simulations.compression.texts import choose_texts
+from simulations.compression.texts import choose_texts, held_out_examples
 from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.partitions import show_partitions
 from simulations.pretraining.options import Device, Options, Precision
@@ -238,6 +239,30 @@ def compress_command(
         from simulations.compression.compress import compress
 
     compress(options, texts, console)
+
+
+@app.command("compressions")
+def compressions_command(
+    backbones: Annotated[
+        list[str], typer.Argument(metavar="BACKBONE [PRUNED]...", help="A name as of the key backbone; pruned copies.")
+    ],
+    output: Annotated[Path, typer.Option(help="Directory for the table and its JSON.")],
+    quantizations: Annotated[str, typer.Option(help="Of the first backbone, with commas between.")] = ",".join(
+        name for name in QUANTIZATIONS if name != STORED
+    ),
+    data: Annotated[str, typer.Option(help='"skills" or a file, whose validation split is scored.')] = BUILT_IN,
+    device: Annotated[Device, typer.Option(help="auto: cuda if there is one, else cpu.")] = Device.AUTO,
+) -> None:
+    """Measure what compressing a backbone costs: bytes on disk and in memory, speed, perplexity."""
+    wanted = read_quantizations(quantizations)
+    for name in backbones:
+        locate(name)
+    spin_briefly()
+    with console.status("reading the data, loading torch"):
+        examples = held_out_examples(data, 0)
+        from simulations.compression.compressions import measure_compressions
+
+    measure_compressions(backbones, wanted, examples, device, output, console)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
 from simulations import comparison_report, comparison_table, sweep_table
+from simulations.compression import compressions_table
 
 RESULTS, SUMMARY_PAGE = Path("docs") / "results", Path("docs") / "results.md"
 FIGURE = re.compile(r"\d+\.\d+")
@@ -32,6 +33,12 @@ FIGURE = re.compile(r"\d+\.\d+")
 DOCUMENTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     sweep_table.JSON: (sweep_table.TABLE, sweep_table.document),
     comparison_report.JSON: (comparison_report.DOCUMENT, comparison_table.document),
+    compressions_table.JSON: (compressions_table.DOCUMENT, compressions_table.document),
+}
+SECTIONS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
+    sweep_table.JSON: sweep_table.sections,
+    comparison_report.JSON: comparison_table.sections,
+    compressions_table.JSON: compressions_table.sections,
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
 
@@ -117,7 +124,7 @@ def _section(root: Path, source: str, name: str, where: str) -> str:
     if path.name not in DOCUMENTS or not path.is_file():
         raise ValueError(f"{where}: {source} must be a {' or '.join(DOCUMENTS)} of this repository")
     report = _read(path)
-    sections = (sweep_table.sections if path.name == sweep_table.JSON else comparison_table.sections)(report)
+    sections = SECTIONS[path.name](report)
     if name not in sections:
         hint = did_you_mean(name, list(sections), otherwise=f"expected {', '.join(sections)}")
         raise ValueError(f"{where}: {source} has no section {name!r}: {hint}")

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from server.run_directory import VERSIONS
 
 def provenance(directories: Iterable[Path]) -> dict[str, Any]:
     """Return commit and versions of finished runs, and this machine; where runs differ, all values are named."""
-    versions = [json.loads((directory / VERSIONS).read_text()) for directory in directories]
+    return described([json.loads((directory / VERSIONS).read_text()) for directory in directories])
+
+
+def described(versions: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Return the commit and versions of some measurements, and this machine."""
     named = {name: ", ".join(dict.fromkeys(each[name] for each in versions)) for name in (versions or [{}])[0]}
     return {
         "commit": named.pop("commit", None),

@@ -2,11 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
+from torch import Tensor, nn
 
 from client.evaluator import EVALUATION_BATCH_SIZE, evaluate
 from common.backbone import Backbone
@@ -63,8 +64,38 @@ def measure(backbone: Backbone, held_out: Sequence[Scored], speed: float, on_sha
         resident_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
         zero_share=sum(int((weight == 0).sum()) for weight in weights) / num_weights,
         tokens_per_second=speed,
-        perplexity=_perplexity(backbone, held_out, on_share),
+        perplexity=answer_perplexity(backbone, held_out, on_share),
     )
+
+
+def disk_bytes(backbone: Backbone) -> int:
+    """Return the size of a backbone's weights on disk, as they were loaded from there."""
+    files = local_directory(backbone.model.name_or_path).glob("*.safetensors")
+    return sum(path.stat().st_size for path in files)
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Return what a model's weights and buffers take in memory, with what quantized ones keep beside their codes."""
+    held: dict[int, int] = {}  # by address: tied weights count once
+    for tensor in (*model.parameters(), *model.buffers()):
+        for part in _parts(tensor):
+            held[part.data_ptr()] = part.untyped_storage().nbytes()
+    return sum(held.values())
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor consists of: torchao's, bitsandbytes' 8-bit and 4-bit ones, or itself."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        for name in names:
+            yield from _parts(getattr(tensor, name))
+        return
+    yield tensor
+    state = getattr(tensor, "quant_state", None)
+    described = state.as_dict().values() if state is not None else ()
+    for part in (*described, getattr(tensor, "CB", None), getattr(tensor, "SCB", None)):
+        if isinstance(part, Tensor):
+            yield part
 
 
 @torch.no_grad()
@@ -84,7 +115,8 @@ def tokens_per_second(backbones: Sequence[Backbone], held_out: Sequence[Scored])
     return [int(batch.attention_mask.sum()) / statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def _perplexity(backbone: Backbone, held_out: Sequence[Scored], on_share: Callable[[float], None]) -> float:
+def answer_perplexity(backbone: Backbone, held_out: Sequence[Scored], on_share: Callable[[float], None]) -> float:
+    """Return the perplexity of all answers together; `on_share` is told which share is scored."""
     score, num_scored = AnswerScore(), 0
     for indices in in_order_of_length([tokens for _, tokens in held_out], EVALUATION_BATCH_SIZE):
         examples, tokenized = zip(*(held_out[index] for index in indices), strict=True)
