@@ -8,7 +8,7 @@ from functools import lru_cache
 import datasets
 
 from common.config import Config
-from common.data import load_examples
+from common.data.load import load_examples
 from common.example import Example
 from common.partitioner import partitioner_for
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data import prompt_fields, read_objects
+from common.data.formats import read_objects
+from common.data.rows import prompt_fields
 from common.example import Example
 from common.near_names import did_you_mean
 from common.saved_run import SavedRun

@@ -45,7 +45,7 @@ PLACES = {
     ],
     "flwr": ["server", "client", "simulations", "common/wire"],
     "flwr_datasets": ["common/partitioner.py"],
-    "datasets": ["common/partition.py", "common/partitioner.py"],
+    "datasets": ["common/data/tables.py", "common/partition.py", "common/partitioner.py"],
     "matplotlib": ["simulations/comparison_plot.py", "simulations/partitions_plot.py", "simulations/plot.py"],
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.backbone_source import BUILT_IN
-from common.data import load_examples
+from common.data.load import load_examples
 from common.example import Example
 from common.skills.suite import SKILLS
 from simulations.compression.options import Options

@@ -245,7 +245,7 @@ def test_bad_input_ends_in_one_line_and_code_2(runs, fedmops, words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"instruction": "x"}\n{"input": 3}\n', "line 2 has neither 'instruction' nor 'input'"),
+        ('{"instruction": "x"}\n{"input": 3}\n', "line 2 has 'input' 3: expected a text"),
         (
             '{"instruction": "x", "task": "counts"}\n',
             "line 1: task 'counts' is unknown to the mixture: did you mean count",

@@ -1,0 +1,1 @@
+"""The wire: what is in the messages between server and clients. Nothing else travels."""
