@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.adapter_spec import METHODS, Method
-from common.backbone_source import BUILT_IN, STORED, architecture, check_quantization, locate, num_layers
+from common.backbone_source import STORED, architecture, check_quantization, locate, num_layers
+from common.data.mappings import parse_columns
+from common.data.sources import check_data_name
 from common.example import Split
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
 from common.near_names import did_you_mean
@@ -63,6 +65,8 @@ class Config:
     round_timeout_seconds: float
     run_directory: str
     data: str
+    columns: str
+    skip_bad_rows: bool
     train_examples: int
     eval_examples: int
     eval_split: Split
@@ -208,8 +212,8 @@ def _check(config: Config) -> None:
             raise ValueError(f"{kebab(name)} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
     if not config.name or any(not (letter.isalnum() or letter in "-_.") for letter in config.name):
         raise ValueError(f"name must be letters, digits, '-', '_' or '.', got {config.name!r}")
-    if config.data != BUILT_IN and not Path(config.data).is_file():
-        raise ValueError(f"data {config.data!r} is neither {BUILT_IN!r} nor a file: give the path of a JSONL file")
+    check_data_name(config.data)
+    parse_columns(config.columns)
     lowest = 3 if config.shared_expert else 1
     if config.num_experts < lowest:
         raise ValueError(f"num-experts must be at least {lowest} with a shared expert, got {config.num_experts}")

@@ -8,6 +8,7 @@ from functools import lru_cache
 import datasets
 
 from common.config import Config
+from common.data.bad_row import BadRowError
 from common.data.load import load_examples
 from common.example import Example
 from common.partitioner import partitioner_for
@@ -24,11 +25,22 @@ MENDS = {
 def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
     """Load a run's examples and partition them over its clients.
 
-    Raises ValueError when a client would own no example to train on or none to evaluate on.
+    Raises ValueError for data that cannot be read, and when a client would own no example to train on or none to
+    evaluate on.
     """
-    examples = load_examples(
-        config.data, config.train_examples, config.eval_examples, config.eval_split, config.seed, config.tasks
-    )
+    try:
+        examples = load_examples(
+            config.data,
+            config.train_examples,
+            config.eval_examples,
+            config.eval_split,
+            config.seed,
+            config.tasks,
+            config.columns,
+            config.skip_bad_rows,
+        )
+    except BadRowError as error:
+        raise ValueError(f"{error} (skip-bad-rows=true leaves such rows out)") from None
     num_training = sum(example.split == "train" for example in examples)
     if config.num_clients > num_training:
         raise ValueError(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from common.adapter_spec import LORA_METHODS, PROMPT_METHODS
-from common.backbone_source import distribution_root
+from common.backbone_source import BUILT_IN, distribution_root
 from common.config import Value, default_run_config, unknown_key_message
 
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
 GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate", "gate-encoder"}
 MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
 MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
+DATA_KEYS = {"columns", "skip-bad-rows"}
 # Keys that have an effect on some values of another key only.
 ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("dirichlet-alpha", "partition", ("dirichlet",)),
@@ -69,6 +70,8 @@ def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
         raise ValueError(f"{key} has no effect on a frozen gate: leave it out or leave out freeze-gate")
     if "client-fraction" in spoken and settings["centralised"]:
         raise ValueError("client-fraction has no effect on centralised training: leave it out")
+    for key in sorted(spoken & DATA_KEYS if settings["data"] == BUILT_IN else ()):
+        raise ValueError(f"{key} has no effect on data={BUILT_IN}, the built-in tasks: name data or leave it out")
     void = sorted(spoken & GATE_KEYS) if settings["num-experts"] == 1 else []
     if void:
         raise ValueError(f"{void[0]} has no effect on one expert, which has no gate: raise num-experts or leave it out")

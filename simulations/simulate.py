@@ -125,8 +125,8 @@ def _run_on_ray(
 
     # Flower's processes work in a directory of their own.
     is_path = {
-        "data": config.data != BUILT_IN,
-        "backbone": config.backbone != BUILT_IN and Path(config.backbone).exists(),  # else it is of the hub
+        "data": config.data != BUILT_IN and Path(config.data).exists(),  # else it is of the hub
+        "backbone": config.backbone != BUILT_IN and Path(config.backbone).exists(),
         "prompt-init": config.init_run is not None,
     }
     absolute = {key: str(Path(str(run_config[key])).resolve()) for key, holds in is_path.items() if holds}

@@ -50,6 +50,8 @@ def test_a_config_is_frozen():
         ({"freeze_gate": 1}, "freeze-gate must be true or false, got 1"),
         ({"prompt_text": 3}, "prompt-text must be text, got 3"),
         ({"lora_targets": False}, "lora-targets must be text, got False"),
+        ({"columns": 3}, "columns must be text, got 3"),
+        ({"skip_bad_rows": 1}, "skip-bad-rows must be true or false, got 1"),
         ({"num_shots": 2.0}, "num-shots must be a whole number, got 2.0"),
         ({"num_personal_steps": "1"}, "num-personal-steps must be a whole number, got '1'"),
         ({"num_virtual_tokens": 1.5}, "num-virtual-tokens must be a whole number, got 1.5"),
@@ -139,7 +141,11 @@ def test_a_config_is_frozen():
         ({"prompt_init": "runs/none"}, "prompt-init must be random, vocabulary or the directory of a run, got 'runs/"),
         ({"name": ""}, "name must be letters, digits, '-', '_' or '.', got ''"),
         ({"name": "a/b"}, "name must be letters, digits, '-', '_' or '.', got 'a/b'"),
-        ({"data": "none.jsonl"}, "data 'none.jsonl' is neither 'skills' nor a file: give the path of a JSONL file"),
+        ({"data": "none.jsonl"}, "data 'none.jsonl' is neither 'skills' nor a file: give the path of a file ("),
+        ({"data": "data/none.csv"}, "data 'data/none.csv' is neither 'skills' nor a file: give the path of a file ("),
+        ({"data": "a/b/c"}, "data 'a/b/c' is neither 'skills' nor a file: give the path of a file ("),
+        ({"columns": "alpaka"}, "columns 'alpaka' is no built-in mapping: did you mean alpaca"),
+        ({"columns": "answer=a"}, "columns names the field 'answer': expected one of instruction, input, output"),
         ({"backbone": "llama"}, "unknown backbone 'llama': expected 'skills', a directory with a config.json or a hub"),
         ({"injection_layer": -2}, "injection-layer must be -1 (the middle) or a layer from 0, got -2"),
     ],
@@ -157,6 +163,12 @@ def test_an_injection_layer_past_the_last_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"injection-layer must be at most 3, the last layer of '.*', got 4"):
         read(backbone=str(tmp_path), injection_layer=4)
     assert read(backbone="owner/name", injection_layer=99).injection_layer == 99  # the hub is not asked
+
+
+def test_data_may_be_a_file_a_directory_or_of_the_hub_which_is_not_asked(tmp_path):
+    (tmp_path / "rows.csv").touch()
+    for data in (str(tmp_path), str(tmp_path / "rows.csv"), "owner/name", "owner/name:subset@main"):
+        assert read(data=data, columns="instruction=q,task='a'", skip_bad_rows=True).data == data
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Who owns what: everything has one owner, clients differ, and every task has two holders at least."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -156,3 +157,18 @@ def test_a_client_without_examples_of_a_split_is_an_error():
         ValueError, match=r"client \d+ of 8 owns no test examples: ask for fewer clients, a larger dirichlet"
     ):
         partitions_of(config(partition="dirichlet", dirichlet_alpha=0.05, eval_examples=1))
+
+
+def test_bad_rows_of_a_users_data_are_an_error_that_says_how_to_leave_them_out(tmp_path):
+    rows = [{"instruction": f"say {n}", "output": "" if n == 3 else str(n)} for n in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError) as error:
+        partitions_of(config(data=str(path), num_clients=2))
+    assert str(error.value) == (
+        f"{path}, line 4 has no 'output': expected a text; add it (skip-bad-rows=true leaves such rows out)"
+    )
+    owned = partitions_of(config(data=str(path), num_clients=2, skip_bad_rows=True))
+    assert {example.task for examples in owned for example in examples} == {"rows"}
+    named = config(data=str(path), num_clients=2, skip_bad_rows=True, columns="task='talk'")
+    assert {example.task for examples in partitions_of(named) for example in examples} == {"talk"}

@@ -34,6 +34,16 @@ def test_every_preset_is_a_right_configuration(name: str) -> None:
     read_config(resolve([name]))
 
 
+def test_columns_are_named_with_equals_signs_and_quotes() -> None:
+    words = ["data=a.csv", "columns=instruction=question,task='qa'", "skip-bad-rows=true"]
+    settings = resolve(words)
+    assert [settings[key] for key in ("data", "columns", "skip-bad-rows")] == [
+        "a.csv",
+        "instruction=question,task='qa'",
+        True,
+    ]
+
+
 def test_a_preset_changes_what_it_names_and_no_more() -> None:
     changed = {key: value for key, value in resolve(["one-group"]).items() if value != DEFAULTS[key]}
     assert changed == {"name": "one-group", "num-experts": 1, "tokens-per-expert": 44}
@@ -153,6 +163,8 @@ def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, rea
         (["balance-weight=0.1", "freeze-gate=true"], "balance-weight has no effect on a frozen gate: leave it out or"),
         (["one-group", "freeze-gate=true"], "freeze-gate has no effect on one expert"),
         (["client-fraction=0.5", "centralised=true"], "client-fraction has no effect on centralised training: leave"),
+        (["columns=dolly"], "columns has no effect on data=skills, the built-in tasks: name data or leave it out"),
+        (["skip-bad-rows=true"], "skip-bad-rows has no effect on data=skills, the built-in tasks: name data or leave"),
         (["num-experts=1", "gate=task"], "gate has no effect on one expert"),
         (["one-group", "top-k=1"], "top-k has no effect on one expert"),
         (["one-group", "temperature=0.5"], "temperature has no effect on one expert, which has no gate"),

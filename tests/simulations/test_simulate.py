@@ -1,10 +1,12 @@
 """What one simulation hands to its engine."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from rich.console import Console
 
@@ -12,11 +14,9 @@ from simulations import flower
 from simulations.simulate import Engine, simulate
 
 
-def test_ray_gets_absolute_paths_as_its_processes_work_elsewhere(
-    tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_backbone, "model")
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what the engine Ray is given, once it is."""
     given: dict[str, Any] = {}
 
     def run_on_ray(root: Path, run_config: dict[str, Any], *_: Any) -> SimpleNamespace:
@@ -24,8 +24,35 @@ def test_ray_gets_absolute_paths_as_its_processes_work_elsewhere(
         return SimpleNamespace(status="finished:failed", details="as told", log_path="log")
 
     monkeypatch.setattr(flower, "run_on_ray", run_on_ray)
+    return given
+
+
+def test_ray_gets_absolute_paths_as_its_processes_work_elsewhere(
+    given: dict[str, Any], tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_backbone, "model")
     with pytest.raises(RuntimeError, match="Flower says finished:failed: as told"):
         simulate(["backbone=./model", "run-directory=here"], Engine.RAY, 1, 0.0, Console(quiet=True))
     assert given["backbone"] == str(tmp_path / "model")
     assert given["run-directory"] == str(tmp_path / "here")
     assert (given["data"], given["prompt-init"]) == ("skills", "random")
+
+
+def test_data_is_a_path_for_ray_where_it_is_one_here(
+    given: dict[str, Any], tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"say {n}", "output": str(n)} for n in range(60)]
+    Path("mine").mkdir()
+    Path("mine/rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    real = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: real("json", data_files="mine/rows.jsonl", cache_dir="cache")
+    )
+    for data, path in (("mine", str(tmp_path / "mine")), ("owner/name", "owner/name")):
+        with pytest.raises(RuntimeError, match="as told"):
+            simulate(
+                [f"backbone={tiny_backbone}", f"data={data}", "num-clients=2"], Engine.RAY, 1, 0.0, Console(quiet=True)
+            )
+        assert given["data"] == path
