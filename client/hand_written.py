@@ -4,11 +4,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from client.partition_data import PartitionData, TokenizedSplit, longest_text
+from client.partition_data import PartitionData, TokenizedSplit, longest_text, prompt_way
 from common.backbone import Backbone
 from common.batches import TokenizedExample, tokenize
 from common.config import Config
 from common.example import Example
+from common.prompt_tokens import PromptTooLongError, PromptWay
 
 UNCUT = 2**31
 
@@ -19,13 +20,17 @@ def with_hand_written_prompt(config: Config, data: PartitionData, backbone: Back
     of_task: dict[str, list[Example]] = {}
     for example in data.train.examples:
         of_task.setdefault(example.task, []).append(example)
+    way = prompt_way(config)
     tokenized = []
-    for example in data.evaluation.examples:
+    for example, alone in zip(data.evaluation.examples, data.evaluation.tokenized, strict=True):
         solved = of_task.get(example.task, [])
         rng = random.Random(f"{config.seed}/shots/{example.prompt}")
         shots = rng.sample(solved, min(config.num_shots, len(solved)))
-        tokenized.append(_longest_that_fits(example, config.prompt_text, shots, backbone, longest))
-    return TokenizedSplit(data.evaluation.examples, tuple(tokenized))
+        try:
+            tokenized.append(_longest_that_fits(example, config.prompt_text, shots, backbone, longest, way))
+        except PromptTooLongError:  # the text is not worth an example that fits without it
+            tokenized.append(alone)
+    return replace(data.evaluation, tokenized=tuple(tokenized))
 
 
 def prompted(example: Example, text: str, shots: Sequence[Example]) -> Example:
@@ -36,11 +41,11 @@ def prompted(example: Example, text: str, shots: Sequence[Example]) -> Example:
 
 
 def _longest_that_fits(
-    example: Example, text: str, shots: Sequence[Example], backbone: Backbone, longest: int
+    example: Example, text: str, shots: Sequence[Example], backbone: Backbone, longest: int, way: PromptWay
 ) -> TokenizedExample:
     """Leave out shots until the rest fits: half a shot would mislead."""
     for count in range(len(shots), 0, -1):
-        tokens = tokenize(prompted(example, text, shots[:count]), backbone.tokenizer, UNCUT)
+        tokens = tokenize(prompted(example, text, shots[:count]), backbone.tokenizer, UNCUT, way)
         if tokens.num_tokens <= longest:
             return tokens
-    return tokenize(prompted(example, text, ()), backbone.tokenizer, longest)
+    return tokenize(prompted(example, text, ()), backbone.tokenizer, longest, way)

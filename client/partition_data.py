@@ -1,7 +1,8 @@
 """A client's own data, tokenized once per process."""
 
-import contextlib
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
@@ -12,9 +13,25 @@ from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import Config
 from common.example import Example
 from common.partition import partitions_of
+from common.prompt_tokens import PromptTooLongError, PromptWay
 
 # A child of Flower's logger, so that it is shown where the client runs.
 log = logging.getLogger("flwr.fedmops")
+
+
+@dataclass(frozen=True)
+class CutCounts:
+    """What became of a split's examples that were too long: left out for their answer or prompt, or cut."""
+
+    num_examples: int = 0
+    num_answers_too_long: int = 0
+    num_prompts_too_long: int = 0
+    num_prompts_cut: int = 0
+
+    @property
+    def num_left_out(self) -> int:
+        """Examples that are not in the split."""
+        return self.num_answers_too_long + self.num_prompts_too_long
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class TokenizedSplit:
 
     examples: tuple[Example, ...]
     tokenized: tuple[TokenizedExample, ...]
+    counts: CutCounts = CutCounts()
 
 
 @dataclass(frozen=True)
@@ -39,44 +57,58 @@ def longest_text(config: Config, backbone: Backbone) -> int:
     return min(config.max_sequence_tokens, backbone.max_positions - virtual)
 
 
+def prompt_way(config: Config) -> PromptWay:
+    """Return how a run's prompts become tokens."""
+    return PromptWay(config.too_long_prompts, config.chat_template)
+
+
 # One entry per client of a simulation; a run's data is small beside its backbone.
 @cache
 def load_partition_data(config: Config, partition: int, backbone: Backbone) -> PartitionData:
     """Load and tokenize the examples of one partition.
 
-    Those whose answers do not fit are left out and counted in the log. Raises ValueError when none is left.
+    Those that do not fit are left out, or their prompts cut, and counted in the log. Raises ValueError when none is
+    left.
     """
     owned = partitions_of(config)[partition]
+    return PartitionData(*(_split(config, partition, backbone, owned, name) for name in ("train", config.eval_split)))
+
+
+def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[Example], name: str) -> TokenizedSplit:
     longest = longest_text(config, backbone)
-
-    def split(name: str) -> TokenizedSplit:
-        fitting = []
-        of_split = [example for example in owned if example.split == name]
-        for example in of_split:
-            with contextlib.suppress(AnswerTooLongError):
-                fitting.append((example, tokenize(example, backbone.tokenizer, longest)))
-        if not fitting:
-            raise ValueError(
-                f"none of the {len(of_split)} {name} answers of client {partition} fits into {longest} tokens, the "
-                "least of max-sequence-tokens and the backbone's longest text less num-virtual-tokens: change them or "
-                "choose another backbone"
-            )
-        if len(fitting) < len(of_split):
-            log.warning(
-                "client %d leaves out %d of %d %s examples: their answers do not fit into %d tokens",
-                partition,
-                len(of_split) - len(fitting),
-                len(of_split),
-                name,
-                longest,
-            )
-        examples, tokenized = zip(*fitting, strict=True)
-        if config.gate_encoder:
-            inputs = encoded(examples, config.gate_encoder, config.device)
-            tokenized = tuple(replace(tokens, gate_input=row) for tokens, row in zip(tokenized, inputs, strict=True))
-        return TokenizedSplit(examples, tokenized)
-
-    return PartitionData(split("train"), split(config.eval_split))
+    of_split = [example for example in owned if example.split == name]
+    examples, tokenized = [], []
+    faults: Counter[type[ValueError]] = Counter()
+    for example in of_split:
+        try:
+            tokenized.append(tokenize(example, backbone.tokenizer, longest, prompt_way(config)))
+            examples.append(example)
+        except (AnswerTooLongError, PromptTooLongError) as error:
+            faults[type(error)] += 1
+    counts = CutCounts(
+        num_examples=len(of_split),
+        num_answers_too_long=faults[AnswerTooLongError],
+        num_prompts_too_long=faults[PromptTooLongError],
+        num_prompts_cut=sum(tokens.prompt_cut for tokens in tokenized),
+    )
+    if not tokenized:
+        what = "examples" if counts.num_prompts_too_long else "answers"
+        raise ValueError(
+            f"none of the {len(of_split)} {name} {what} of client {partition} fits into {longest} tokens, the "
+            "least of max-sequence-tokens and the backbone's longest text less num-virtual-tokens: change them or "
+            "choose another backbone"
+        )
+    for number, said in (
+        (counts.num_answers_too_long, "leaves out %d of %d %s examples: their answers do not fit into %d tokens"),
+        (counts.num_prompts_too_long, "leaves out %d of %d %s examples: their prompts do not fit into %d tokens"),
+        (counts.num_prompts_cut, "cuts the prompts of %d of %d %s examples: they do not fit into %d tokens"),
+    ):
+        if number:
+            log.warning(f"client %d {said}", partition, number, len(of_split), name, longest)
+    if config.gate_encoder:
+        inputs = encoded(examples, config.gate_encoder, config.device)
+        tokenized = [replace(tokens, gate_input=row) for tokens, row in zip(tokenized, inputs, strict=True)]
+    return TokenizedSplit(tuple(examples), tuple(tokenized), counts)
 
 
 @lru_cache(maxsize=1)

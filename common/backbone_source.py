@@ -54,6 +54,17 @@ def locate(backbone: str) -> str:
     )
 
 
+def has_chat_template(backbone: str) -> bool | None:
+    """Tell whether a backbone's tokenizer has a chat template, or None where only the hub knows it."""
+    directory = Path(locate(backbone))
+    if not directory.is_dir():
+        return None
+    if any((directory / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    path = directory / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+
+
 def architecture(backbone: str) -> dict[str, Any] | None:
     """Return what a backbone's config.json says, or None where only the hub knows it."""
     path = Path(locate(backbone)) / "config.json"

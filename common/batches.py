@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.example import Example
+from common.prompt_tokens import PromptWay, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TokenizedExample:
     special: list[bool]  # which prompt tokens are special ones, such as the beginning of the text
     task: str = ""
     gate_input: NDArray[np.float32] | None = field(default=None, compare=False)  # `[hidden]` of another model, if one
+    prompt_cut: bool = False  # the prompt was too long
 
     @property
     def num_tokens(self) -> int:
@@ -54,16 +56,18 @@ class Batch:
 
 
 IGNORED = -100
+PLAIN = PromptWay()
 
 
 class AnswerTooLongError(ValueError):
     """An answer leaves no room for its prompt."""
 
 
-def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int) -> TokenizedExample:
-    """Tokenize an example. A prompt that leaves no room loses its beginning; an answer is never cut.
+def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int, way: PromptWay = PLAIN) -> TokenizedExample:
+    """Tokenize an example. A prompt that leaves no room is cut as `way` says; an answer is never cut.
 
-    Raises AnswerTooLongError when the answer alone is longer than `max_sequence_tokens`.
+    Raises AnswerTooLongError when the answer alone is longer than `max_sequence_tokens`, and PromptTooLongError when
+    the prompt is not to be cut, or cannot be cut enough.
     """
     answer_ids = [*tokenizer(example.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     room = max_sequence_tokens - len(answer_ids)
@@ -72,9 +76,9 @@ def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int) -> Toke
             f"an answer of task {example.task!r} has {len(answer_ids)} tokens, but max-sequence-tokens is "
             f"{max_sequence_tokens}: raise it or leave the example out"
         )
-    prompt_ids = tokenizer(example.prompt)["input_ids"][-room:]
+    ids, cut = prompt_ids(example, tokenizer, room, way)
     specials = set(tokenizer.all_special_ids)
-    return TokenizedExample(prompt_ids, answer_ids, [token in specials for token in prompt_ids], example.task)
+    return TokenizedExample(ids, answer_ids, [token in specials for token in ids], example.task, prompt_cut=cut)
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.adapter_spec import METHODS, Method
-from common.backbone_source import STORED, architecture, check_quantization, locate, num_layers
+from common.backbone_source import (
+    STORED,
+    architecture,
+    check_quantization,
+    has_chat_template,
+    locate,
+    num_layers,
+)
 from common.data.mappings import parse_columns
 from common.data.sources import check_data_name
 from common.example import Split
@@ -25,6 +32,7 @@ DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
 Aggregation = Literal["usage", "plain", "none"]
+TooLongPrompts = Literal["cut-start", "cut-input", "leave-out"]
 RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
@@ -50,6 +58,7 @@ _CHOICES = {
     "task_weights": get_args(TaskWeights),
     "method": METHODS,
     "aggregation": get_args(Aggregation),
+    "too_long_prompts": get_args(TooLongPrompts),
 }
 
 
@@ -89,6 +98,8 @@ class Config:
     compute_dtype: str
     device: str
     max_sequence_tokens: int
+    too_long_prompts: TooLongPrompts
+    chat_template: bool
     num_experts: int
     tokens_per_expert: int
     injection_layer: int
@@ -240,6 +251,11 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"num-personal-steps must be 0 with method=hand-written, which trains nothing, "
             f"got {config.num_personal_steps}"
+        )
+    if config.chat_template and has_chat_template(config.backbone) is False:
+        raise ValueError(
+            f"chat-template must be false, got true: backbone {config.backbone!r} has no template; leave it out or "
+            "choose a backbone that was tuned for chat"
         )
     described = architecture(config.backbone)
     if described is not None:

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 
 from common.backbone import max_positions
 from common.batches import pad_id
+from common.prompt_tokens import chat_ids
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,15 @@ class Answerer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_new_tokens: int, num_beams: int = 1, temperature: float = 0.0
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_new_tokens: int,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        chat_template: bool = False,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._chat_template = model, tokenizer, chat_template
         self._max_new_tokens = max_new_tokens
         self._longest = max_positions(model)
         self._ways: dict[str, Any] = {"num_beams": num_beams, "do_sample": temperature > 0}
@@ -58,7 +65,11 @@ class Answerer:
 
     def _token_ids(self, prompt: str) -> list[int]:
         """Tokenize as in training; a prompt that leaves no room for a token loses its beginning."""
-        token_ids: list[int] = self._tokenizer(prompt)["input_ids"]
+        token_ids: list[int]
+        if self._chat_template:
+            token_ids = chat_ids([("user", prompt.removesuffix("\n"))], self._tokenizer)
+        else:
+            token_ids = self._tokenizer(prompt)["input_ids"]
         if len(token_ids) >= self._longest:
             log.warning(
                 "a prompt of %d tokens loses its beginning: the model holds %d", len(token_ids), self._longest - 1

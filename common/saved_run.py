@@ -21,6 +21,7 @@ class SavedRun:
     mixture: SavedMixture
     backbone: str
     quantization: str
+    chat_template: bool = False
 
     @property
     def source(self) -> str:
@@ -42,8 +43,14 @@ def read_run(
             f"the gate of {directory} reads another model's states (gate-encoder), which is for comparisons only: "
             "train a run without gate-encoder to use it"
         )
-    settings = _read_settings(directory) if backbone is None or quantization is None else {}
-    run = SavedRun(directory, mixture, backbone or settings["backbone"], quantization or settings["quantization"])
+    settings = _read_settings(directory, needed=backbone is None or quantization is None)
+    run = SavedRun(
+        directory,
+        mixture,
+        backbone or settings["backbone"],
+        quantization or settings["quantization"],
+        settings.get("chat-template") is True,
+    )
     if run.quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {run.quantization!r}")
     source = run.source
@@ -53,13 +60,16 @@ def read_run(
     return run
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
+def _read_settings(directory: Path, needed: bool) -> dict[str, Any]:
+    """Read a run's settings; where they are not needed, as backbone and quantization are given, they may be missing."""
     path = directory / CONFIG
     if not path.is_file():
+        if not needed:
+            return {}
         raise ValueError(f"{directory} has no {CONFIG}, which names a run's backbone: give backbone and quantization")
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {key: str(settings[key]) for key in ("backbone", "quantization")}
+        return {**settings, **{key: str(settings[key]) for key in ("backbone", "quantization")}}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({' '.join(str(error).split())}): give backbone and quantization"

@@ -89,7 +89,7 @@ def _answerer(run: SavedRun, ways: Ways, errors: Console) -> Any:
 
         torch.manual_seed(ways.seed)
         model, tokenizer = load_model_of(run, ways.device)
-    return Answerer(model, tokenizer, ways.max_new_tokens, ways.num_beams, ways.temperature)
+    return Answerer(model, tokenizer, ways.max_new_tokens, ways.num_beams, ways.temperature, run.chat_template)
 
 
 def _in_order(answers: Iterator[tuple[int, Any]], progress: Progress, bar: Any) -> Iterator[Any]:

@@ -108,6 +108,14 @@ def test_without_shots_a_text_that_is_too_long_loses_its_beginning():
     assert asked.prompt_ids == alone.prompt_ids[-len(asked.prompt_ids) :]
 
 
+@pytest.mark.parametrize(("way", "longest"), [("cut-input", 30), ("leave-out", 40)])
+def test_a_text_that_does_not_fit_is_left_out_where_its_beginning_may_not_be_cut(way, longest):
+    settings = config(num_shots=2, max_sequence_tokens=longest, too_long_prompts=way)
+    data = data_of(TRAIN, TEST[:1])
+    (asked,) = with_hand_written_prompt(settings, data, tiny_backbone()).tokenized
+    assert asked == data.evaluation.tokenized[0]
+
+
 def test_the_backbones_longest_text_counts():
     texts = with_hand_written_prompt(config(num_shots=6, prompt_text="long " * 30), DATA, tiny_backbone()).tokenized
     assert 200 < max(text.num_tokens for text in texts) <= 256

@@ -1,5 +1,6 @@
 """A client's data: its own examples, tokenized in order, once."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,13 @@ from families import family_backbone
 from tiny import CPU, byte_tokenizer, tiny_backbone, tiny_llama
 
 from client.adapter import AdaptedBackbone
-from client.partition_data import load_partition_data, longest_text
+from client.partition_data import CutCounts, load_partition_data, longest_text
 from common.adapter_spec import PROMPT_METHODS
 from common.backbone import Backbone
 from common.batches import collate, tokenize
 from common.config import default_run_config, read_config
 from common.partition import partitions_of
+from common.prompt_tokens import PromptWay
 
 
 def config(**changes):
@@ -55,6 +57,56 @@ def test_answers_that_do_not_fit_are_left_out_and_counted(caplog):
     assert list(data.train.examples) == fitting
     assert len(data.train.tokenized) == len(fitting)
     assert f"client 0 leaves out {len(owned) - len(fitting)} of {len(owned)} train examples" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["cut-start", "cut-input", "leave-out"])
+def test_what_is_left_out_and_what_is_cut_is_counted(caplog, way):
+    settings = config(max_sequence_tokens=50, too_long_prompts=way, seed=7)
+    data = load_partition_data(settings, 0, tiny_backbone())
+    for name, part in (("train", data.train), ("test", data.evaluation)):
+        owned = [example for example in partitions_of(settings)[0] if example.split == name]
+        sizes = {example: 1 + len(example.prompt.encode()) + len(example.output.encode()) + 1 for example in owned}
+        too_long = [example for example in owned if sizes[example] > 50]
+        counts = part.counts
+        assert 0 < len(too_long) < len(owned)
+        assert (counts.num_examples, counts.num_answers_too_long) == (len(owned), 0)
+        assert counts.num_left_out == len(owned) - len(part.examples) == counts.num_prompts_too_long
+        assert counts.num_prompts_cut + counts.num_prompts_too_long == len(too_long)
+        assert counts.num_prompts_cut == (0 if way == "leave-out" else len(set(too_long) & set(part.examples)))
+        for example, tokens in zip(part.examples, part.tokenized, strict=True):
+            assert tokens.prompt_cut == (example in too_long)
+            assert tokens == tokenize(example, byte_tokenizer(), 50, PromptWay(way))
+        said = {
+            f"client 0 cuts the prompts of {counts.num_prompts_cut} of {len(owned)} {name} examples": way
+            != "leave-out",
+            f"client 0 leaves out {len(too_long)} of {len(owned)} {name} examples: their prompts": way == "leave-out",
+        }
+        assert {line: line in caplog.text for line in said} == said
+
+
+def test_nothing_is_counted_or_logged_where_everything_fits(caplog):
+    data = load_partition_data(config(seed=8), 1, tiny_backbone())
+    assert data.train.counts == CutCounts(num_examples=len(data.train.examples))
+    assert caplog.text == ""
+
+
+def test_a_client_without_fitting_prompts_is_an_error():
+    settings = config(max_sequence_tokens=16, too_long_prompts="leave-out")
+    with pytest.raises(ValueError, match=r"none of the \d+ train examples of client 0 fits into 16 tokens"):
+        load_partition_data(settings, 0, tiny_backbone())
+
+
+def test_prompts_stand_in_the_chat_template(tmp_path):
+    tokenizer = deepcopy(byte_tokenizer())
+    tokenizer.chat_template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").touch()
+    backbone = Backbone(tiny_llama(), tokenizer, "tiny", CPU)
+    data = load_partition_data(config(chat_template=True, backbone=str(tmp_path)), 0, backbone)
+    for example, tokens in zip(data.train.examples, data.train.tokenized, strict=True):
+        assert tokenizer.decode(tokens.prompt_ids) == f"[{example.prompt.removesuffix(chr(10))}]"
+    with pytest.raises(ValueError, match="chat-template must be false, got true: the backbone's tokenizer has no"):
+        load_partition_data(config(chat_template=True, backbone="owner/name"), 0, tiny_backbone())
 
 
 def test_a_client_without_fitting_answers_is_an_error():

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from common import backbone_source
-from common.backbone_source import architecture, built_in_directory, check_quantization, locate, num_layers
+from common.backbone_source import (
+    architecture,
+    built_in_directory,
+    check_quantization,
+    has_chat_template,
+    locate,
+    num_layers,
+)
 
 
 class Installed:
@@ -100,3 +107,24 @@ def test_stored_is_for_quantized_files_and_only_for_them():
         check_quantization("b", "nf4", gptq)
     with pytest.raises(ValueError, match="quantization 'stored' is for checkpoints that are quantized: 'b' is not, "):
         check_quantization("b", "stored", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("tokenizer_config.json", "{}", False),
+        ("vocab.json", "{}", False),
+    ],
+)
+def test_a_chat_template_is_found_without_the_tokenizer(tmp_path, name, content, found):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    assert has_chat_template(str(tmp_path)) is found
+
+
+def test_the_hub_is_not_asked_for_a_chat_template():
+    assert has_chat_template("owner/name") is None
+    assert has_chat_template("skills") is False

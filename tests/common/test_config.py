@@ -147,6 +147,9 @@ def test_a_config_is_frozen():
         ({"columns": "alpaka"}, "columns 'alpaka' is no built-in mapping: did you mean alpaca"),
         ({"columns": "answer=a"}, "columns names the field 'answer': expected one of instruction, input, output"),
         ({"backbone": "llama"}, "unknown backbone 'llama': expected 'skills', a directory with a config.json or a hub"),
+        ({"chat_template": True}, "chat-template must be false, got true: backbone 'skills' has no template; leave it"),
+        ({"chat_template": "yes"}, "chat-template must be true or false, got 'yes'"),
+        ({"too_long_prompts": "cut"}, "too-long-prompts must be one of cut-start, cut-input, leave-out, got 'cut'"),
         ({"injection_layer": -2}, "injection-layer must be -1 (the middle) or a layer from 0, got -2"),
     ],
 )

@@ -14,6 +14,7 @@ from common.backbone import load_backbone
 from common.config import QUANTIZATIONS
 from common.load_run import load_run
 from common.mixture_file import WEIGHTS
+from common.saved_run import CONFIG
 from simulations import cli, generate
 from simulations.generate import gate_table
 
@@ -98,6 +99,25 @@ def test_the_answer_is_the_model_s(runs, fedmops, kind, task, words, ways):
     words = (*words, "--task", task) if task else words
     asked = (runs / kind, example.instruction, "--input", example.input, "--max-new-tokens", 12, "--device", "cpu")
     assert fedmops(*asked, *words) == (0, expected + "\n", "")
+
+
+def test_a_run_with_a_chat_template_is_asked_in_it(tmp_path, fedmops):
+    source = backbone_on_disk(tmp_path / "backbone")
+    (tmp_path / "backbone" / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}<bot>"
+    )
+    run_on_disk(tmp_path / "run", source)
+    model, tokenizer = load_run(tmp_path / "run", device="cpu")
+    answers = {}
+    for chat in (True, False):
+        config = json.loads((tmp_path / "run" / CONFIG).read_text()) | {"chat-template": chat}
+        (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
+        prompt = "<user>do\nit<bot>" if chat else "do\nit\n"
+        output = model.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_new_tokens=12)
+        answers[chat] = tokenizer.decode(output[0, 1 + len(prompt) :], skip_special_tokens=True)
+        words = (tmp_path / "run", "do", "--input", "it", "--max-new-tokens", 12, "--device", "cpu")
+        assert fedmops(*words) == (0, answers[chat] + "\n", "")
+    assert answers[True] != answers[False]
 
 
 def test_the_gate_is_shown_as_bars(runs, fedmops):
