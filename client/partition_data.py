@@ -92,9 +92,12 @@ def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[E
         num_prompts_cut=sum(tokens.prompt_cut for tokens in tokenized),
     )
     if not tokenized:
-        what = "examples" if counts.num_prompts_too_long else "answers"
+        what, hint = "answers", ""
+        if counts.num_prompts_too_long:
+            what = "examples"
+            hint = f" ({counts.num_prompts_too_long} prompts do not: too-long-prompts=cut-start would cut them)"
         raise ValueError(
-            f"none of the {len(of_split)} {name} {what} of client {partition} fits into {longest} tokens, the "
+            f"none of the {len(of_split)} {name} {what} of client {partition} fits into {longest} tokens{hint}, the "
             "least of max-sequence-tokens and the backbone's longest text less num-virtual-tokens: change them or "
             "choose another backbone"
         )

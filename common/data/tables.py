@@ -11,6 +11,7 @@ from common.data.formats import Rows, Table
 from common.data.hub_name import HubName
 
 BATCH_ROWS = 256  # that are in memory at a time
+BUFFER_BYTES = 2**16
 
 
 def open_parquet(path: Path) -> Table:
@@ -19,7 +20,8 @@ def open_parquet(path: Path) -> Table:
     By pyarrow: `datasets` refuses a file without rows, and takes seconds to begin with the first.
     """
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # Without these it reads the whole file ahead, and a row group at a time.
+        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
     features = datasets.Features.from_arrow_schema(file.schema_arrow)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import tracemalloc
 
 import pyarrow
@@ -171,6 +172,19 @@ def test_a_json_list_longer_than_a_chunk_is_read_whole(tmp_path, monkeypatch):
             assert found[39][0].endswith(f"row 40 (line {line})")
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5])
+def test_a_number_that_goes_on_in_the_next_chunk_is_one_item(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("common.data.json_file.CHUNK", chunk)
+    (tmp_path / "mine.json").write_text('[12345, {"a": 1}]')
+    (_, number), (_, row) = open_table(tmp_path / "mine.json").rows
+    assert isinstance(number, BadRowError) and row == {"a": 1}
+
+
+def test_an_empty_cell_is_a_value_that_is_not_there(tmp_path):
+    (tmp_path / "mine.csv").write_text("task,input,output,split,domain\nt,x,b,,\n")
+    assert load(tmp_path / "mine.csv") == (Example("train", "t", "t", "", "", "x", "b"),)
+
+
 def test_a_task_of_super_natural_instructions_is_read_as_it_comes(tmp_path):
     content = {
         "Contributors": ["A"],
@@ -237,3 +251,18 @@ def test_many_rows_are_read_in_bounded_memory(tmp_path, suffix, num_rows):
     assert reading.counts.num_rows == num_rows
     assert len(reading.examples) == 4 * 30
     assert peak < FIXED_BYTES + num_rows * BYTES_PER_ROW < path.stat().st_size / 3
+
+
+@pytest.mark.slow
+def test_parquet_is_read_in_bounded_memory(tmp_path):
+    rng, pool = random.Random(0), pyarrow.default_memory_pool()
+    kinds = pyarrow.schema(dict.fromkeys(("task", "input", "output"), "string"))
+    with pyarrow.parquet.ParquetWriter(tmp_path / "many.parquet", kinds) as file:
+        for start in range(0, 20_000, 500):
+            texts = [f"{number} {rng.getrandbits(8000):x}" for number in range(start, start + 500)]
+            file.write_batch(pyarrow.record_batch([["t"] * 500, texts, ["o"] * 500], schema=kinds))
+    before = pool.max_memory()
+    read_data.cache_clear()
+    reading = read_data(str(tmp_path / "many.parquet"), 20, 10, "test", 0)
+    assert reading.counts.num_rows == 20_000
+    assert pool.max_memory() <= max(before, 8 * 2**20) < (tmp_path / "many.parquet").stat().st_size / 3

@@ -92,6 +92,12 @@ def test_an_answer_of_no_or_two_meanings_is_refused(answer):
         picked(answer, *choices_of(choices, "here"), "here", "answer")
 
 
+@pytest.mark.parametrize("answer", ["A", "0"])
+def test_where_there_are_labels_letters_and_numbers_are_none(answer):
+    with pytest.raises(ValueError, match="expected one of x, y, or a choice's text"):
+        picked(answer, *choices_of({"text": ["b", "c"], "label": ["x", "y"]}, "here"), "here", "answer")
+
+
 def test_prompt_fields_are_texts():
     assert prompt_fields({"instruction": "a", "input": None}, "here") == ("a", "")
     with pytest.raises(
