@@ -47,7 +47,8 @@ class Run:
         """Tell whether its result is there. Raises ValueError when that is the result of other settings."""
         if not (self.directory / RESULT).is_file():
             return False
-        found = json.loads((self.directory / CONFIG).read_text())
+        # A key that an earlier version had not yet stands for what is its default now.
+        found = resolve([]) | json.loads((self.directory / CONFIG).read_text())
         expected = resolve(self.all_words())
         # Results may have been moved: where they lie, and with them a source, is no difference.
         found["run-directory"] = expected["run-directory"]

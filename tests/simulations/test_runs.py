@@ -1,5 +1,6 @@
 """Many runs: a finished one is not run again, a half-way one is run anew, a failure is named, none is left behind."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_a_source_may_have_been_moved_but_not_have_another_name(fake_runs: FakeR
     assert Run((), tmp_path / "new" / "b", source=tmp_path / "new" / "a").is_done()
     with pytest.raises(ValueError, match="other settings"):
         Run((), tmp_path / "new" / "b", source=tmp_path / "new" / "c").is_done()
+
+
+def test_a_key_that_came_later_stands_for_its_default(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    run_all([run_in(tmp_path / "a", "seed=3")], 1, Ended())
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert settings.pop("temperature") == 1.0
+    (tmp_path / "a" / "config.json").write_text(json.dumps(settings))
+    assert run_in(tmp_path / "a", "seed=3").is_done()
+    with pytest.raises(ValueError, match="other settings"):
+        run_in(tmp_path / "a", "seed=3", "temperature=2.0").is_done()
 
 
 def test_a_run_that_comes_twice_runs_once(fake_runs: FakeRuns, tmp_path: Path) -> None:
