@@ -15,11 +15,14 @@ from client.partition_data import PartitionData, load_partition_data, load_poole
 from client.trainer import TrainSettings, train
 from client.vocabulary import sampled_pool
 from common.backbone import Backbone, load_backbone
-from common.config import Config, read_config
+from common.backbone_source import locate
+from common.config import OWN_PARTITION, Config
 from common.decoder import injection_layer, probe_kv_shapes
+from common.fingerprint import fingerprint
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_spec import MixtureSpec
+from common.own_settings import own_config
 from common.projection import projection
 from common.wire.preparation import (
     ADAPTER,
@@ -55,7 +58,8 @@ def on_prepare(message: Message, context: Context) -> Message:
     sums = sums_by_task(inputs, data.train.examples)
     reply = PrepareReply(
         partition=partition,
-        fingerprint=backbone.fingerprint,
+        fingerprint=_fingerprint(config, backbone, str(context.run_config["quantization"])),
+        quantization=config.quantization,
         hidden_size=backbone.hidden_size,
         gate_input_size=inputs.shape[1],
         kv_shapes=probe_kv_shapes(backbone, layer),
@@ -144,15 +148,22 @@ def on_evaluate(message: Message, context: Context) -> Message:
 
 def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
     """Read the configuration; load, or find loaded, the backbone and the client's own data."""
-    config = read_config(context.run_config)
+    config = own_config(context.run_config, context.node_config)
     partition = int(context.node_config["partition-id"])
     num_partitions = int(context.node_config["num-partitions"])
-    if num_partitions != config.num_clients:
+    if num_partitions != config.num_clients and config.partition != OWN_PARTITION:
         raise ValueError(
             f"num-clients is {config.num_clients}, but this node is one of {num_partitions}: make them agree"
         )
     backbone = load_backbone(config.backbone, config.quantization, config.device, config.compute_dtype)
     return config, partition, backbone, load_partition_data(config, partition, backbone)
+
+
+def _fingerprint(config: Config, backbone: Backbone, quantization: str) -> str:
+    """Return the backbone's fingerprint under the run's quantization, which a client need not share."""
+    if config.quantization == quantization:
+        return backbone.fingerprint
+    return fingerprint(locate(config.backbone), quantization)
 
 
 # Both exchanges before round 1 read them. 4 bytes x hidden size an example; a simulation of more clients computes anew.

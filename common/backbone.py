@@ -7,7 +7,13 @@ from typing import Any
 
 # It warns, at its import, that the optional package `kernels` is missing, which would repack 4-bit weights on a CPU,
 # and, at every product, that int8 weights are multiplied in float16.
-for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+# torchao, which transformers and peft import where it is installed, tells of kernels for GPUs that are not there.
+for _name in (
+    "bitsandbytes.backends.cpu.ops",
+    "bitsandbytes.autograd._functions",
+    "torchao",
+    "torch.utils._pytree",
+):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 # ruff: noqa: E402
@@ -82,7 +88,7 @@ def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     return torch.bfloat16
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # one but for clients of a simulation that compress it in ways of their own
 def load_backbone(name: str, quantization: str, device: str, dtype: str = "auto") -> Backbone:
     """Load and freeze a backbone; the arguments are values of the keys backbone, quantization, device, compute-dtype.
 

@@ -27,7 +27,8 @@ Value = str | int | float | bool
 
 QUANTIZATIONS = ("none", "nf4", "nf4-double", "fp4", "int8", "int8-weights", STORED)
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-PARTITIONS = ("by-task", "by-source", "iid", "dirichlet", "pathological", "shard")
+OWN_PARTITION = "own"
+PARTITIONS = ("by-task", "by-source", "iid", "dirichlet", "pathological", "shard", OWN_PARTITION)
 DEVICES = ("auto", "cpu", "cuda")
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
@@ -70,6 +71,7 @@ class Config:
     seed: int
     num_rounds: int
     num_clients: int
+    clients: str
     client_fraction: float
     round_timeout_seconds: float
     run_directory: str
@@ -234,6 +236,8 @@ def _check(config: Config) -> None:
     if config.init_run is not None and not config.init_run.is_dir():
         expected = f"{RANDOM_INIT}, {VOCABULARY_INIT} or the directory of a run"
         raise ValueError(f"prompt-init must be {expected}, got {config.prompt_init!r}")
+    if config.centralised and config.clients:
+        raise ValueError("clients has no effect on centralised training, which has one trainer: leave one of them out")
     if config.centralised and config.aggregation == "none":
         raise ValueError(
             "aggregation must be usage or plain in centralised training, which keeps one mixture, got 'none'"

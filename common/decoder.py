@@ -17,7 +17,7 @@ from common.backbone import Backbone, no_interface_message
 KVShape = tuple[int, int, int]  # key/value heads, key size, value size
 
 
-@lru_cache(maxsize=1)  # hidden prompts ask for it at every step
+@lru_cache(maxsize=8)  # hidden prompts ask for it at every step
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Find the stack of decoder layers: the outermost ModuleList of the right length."""
     num_layers = model.config.get_text_config().num_hidden_layers
@@ -76,7 +76,7 @@ def give_back_attention(model: Any, plain: str) -> None:
         model.set_attn_implementation(plain)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def attention_modules(model: Any) -> dict[int, tuple[nn.Module, KVShape]]:
     """Find each layer's attention module and its shape, by a forward of one token; no table of architectures needed.
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import datasets
 
-from common.config import Config
+from common.config import OWN_PARTITION, Config
 from common.data.bad_row import BadRowError
 from common.data.load import load_examples
 from common.example import Example
@@ -21,7 +21,7 @@ MENDS = {
 }
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # clients of a simulation that differ have a configuration each
 def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
     """Load a run's examples and partition them over its clients.
 
@@ -41,6 +41,9 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
         )
     except BadRowError as error:
         raise ValueError(f"{error} (skip-bad-rows=true leaves such rows out)") from None
+    if config.partition == OWN_PARTITION:
+        _check_splits(examples, config, "the data")
+        return (examples,) * config.num_clients
     num_training = sum(example.split == "train" for example in examples)
     if config.num_clients > num_training:
         raise ValueError(
@@ -57,14 +60,16 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
         shards_per_client=config.shards_per_client,
     )
     for client, owned in enumerate(partitions):
-        for split in ("train", config.eval_split):
-            if not any(example.split == split for example in owned):
-                mend = f"{MENDS[config.partition]} " if config.partition in MENDS else ""
-                raise ValueError(
-                    f"client {client} of {config.num_clients} owns no {split} examples: ask for fewer clients, "
-                    f"{mend}or data with more of that split"
-                )
+        _check_splits(owned, config, f"client {client} of {config.num_clients}")
     return partitions
+
+
+def _check_splits(owned: Sequence[Example], config: Config, who: str) -> None:
+    for split in ("train", config.eval_split):
+        if not any(example.split == split for example in owned):
+            mend = f"{MENDS[config.partition]} " if config.partition in MENDS else ""
+            fewer = "" if config.partition == OWN_PARTITION else f"ask for fewer clients, {mend}or "
+            raise ValueError(f"{who} owns no {split} examples: {fewer}give data with more of that split")
 
 
 def partition(

@@ -114,6 +114,7 @@ def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> 
         before = total(reply.scores.values())
         row: dict[str, Any] = {
             "client": client,
+            "quantization": reply.quantization,
             "tasks": reply.tasks,
             "num_training_examples": int(reply.counts.sum()),
             "num_examples": before.num_examples,

@@ -77,7 +77,7 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
         else:
             exchanged.failures[node] = (
                 f"client {reply.partition} is left out: its backbone has the fingerprint {reply.fingerprint}, "
-                f"most have {usual[0]}: give it the same weights, tokenizer and quantization"
+                f"most have {usual[0]}: give it the same weights and tokenizer"
             )
             log.warning("%s", exchanged.failures[node])
     preparation.count(PREPARE, exchanged)

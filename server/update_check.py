@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.config import QUANTIZATIONS
 from common.mixture_spec import Spec
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply, TrainReply
@@ -69,6 +70,8 @@ def check_evaluate_reply(reply: EvaluateReply, spec: Spec) -> None:
 
 def check_prepare_reply(reply: PrepareReply) -> None:
     """Raise ValueError, naming the thing, unless shapes and values are what the gate's statistics can be."""
+    if reply.quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization is {reply.quantization[:40]!r}, expected one of {', '.join(QUANTIZATIONS)}")
     tasks, hidden = len(reply.tasks), reply.gate_input_size
     if len(reply.domains) != tasks or len(set(reply.tasks)) != tasks:
         raise ValueError(f"{tasks} tasks with {len(reply.domains)} domains, expected one of each distinct task")

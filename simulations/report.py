@@ -12,11 +12,14 @@ MAX_NAMED_TASKS = 6
 def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     """Set each client's perplexity with the method beside the backbone's, from a run's result.json.
 
-    Where clients trained on for themselves there is a column for that too.
+    Where clients trained on for themselves, or compress the backbone in different ways, there is a column for that too.
     """
     table = Table(title="Perplexity of the answers, per client")
     table.add_column("client", justify="right")
     table.add_column("tasks")
+    differ = len({row.get("quantization") for row in result["clients"]}) > 1
+    if differ:
+        table.add_column("compression")
     for name in ("examples", "backbone", method, "change"):
         table.add_column(name, justify="right")
     personal = "personalised_perplexity" in result
@@ -26,6 +29,7 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
         table.add_row(
             str(row["client"]),
             escape(", ".join(row["tasks"])) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
+            *([row["quantization"]] if differ else []),
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
             *([_figure(row.get("personalised_perplexity"))] if personal else []),
@@ -34,6 +38,7 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     table.add_row(
         "all",
         "geometric mean over clients",
+        *([""] if differ else []),
         str(sum(row["num_examples"] for row in result["clients"] if "perplexity" in row)),
         *_before_and_after(result["backbone_perplexity"], result["perplexity"]),
         *([_figure(result["personalised_perplexity"])] if personal else []),

@@ -14,6 +14,7 @@ from rich.console import Console
 from common.backbone_source import BUILT_IN, distribution_root
 from common.config import Config, Value, read_config
 from common.mixture_file import read_mixture
+from common.own_settings import own_config, read_clients
 from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
 from simulations.report import gate_line, result_table
 from simulations.settings import resolve
@@ -40,6 +41,11 @@ def simulate(
     from common.partition import partitions_of
 
     partitions_of(config)
+    for client in read_clients(run_config):
+        try:
+            partitions_of(own_config(run_config, {"partition-id": client}))
+        except ValueError as error:
+            raise ValueError(f"{config.clients}, [{client}]: {error}") from None
     if config.init_run is not None:
         read_mixture(config.init_run)
     if engine == Engine.RAY:

@@ -39,6 +39,7 @@ class PrepareReply:
 
     partition: int
     fingerprint: str
+    quantization: str
     hidden_size: int
     gate_input_size: int
     kv_shapes: dict[int, tuple[int, int, int]]
@@ -71,6 +72,7 @@ def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
         {
             "partition": reply.partition,
             "fingerprint": reply.fingerprint,
+            "quantization": reply.quantization,
             "hidden-size": reply.hidden_size,
             "gate-input-size": reply.gate_input_size,
             "layers": layers,
@@ -93,6 +95,7 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
     return PrepareReply(
         partition=read_count(about["partition"]),
         fingerprint=str(about["fingerprint"]),
+        quantization=str(about["quantization"]),
         hidden_size=read_count(about["hidden-size"]),
         gate_input_size=read_count(about["gate-input-size"]),
         kv_shapes=dict(zip(layers, zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True), strict=True)),

@@ -74,6 +74,7 @@ class FakeClients:
         reply = PrepareReply(
             partition=client,
             fingerprint="same",
+            quantization="none",
             hidden_size=SPEC.hidden_size,
             gate_input_size=SPEC.hidden_size,
             kv_shapes=dict(SPEC.kv_shapes),

@@ -25,6 +25,7 @@ def reply(client: int, by_task: dict[str, Float], domains: dict[str, str] | None
     return PrepareReply(
         partition=client,
         fingerprint="",
+        quantization="none",
         hidden_size=HIDDEN,
         gate_input_size=HIDDEN,
         kv_shapes={},

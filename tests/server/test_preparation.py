@@ -41,6 +41,20 @@ def test_a_client_with_another_backbone_is_left_out_by_name(
     assert "client 0 is left out" in prepared.failed["prepare"][1000]
 
 
+def test_a_client_that_names_no_quantization_of_ours_is_left_out(
+    prepare: Callable[[], Preparation], clients: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, quantization="[red]" * 99)
+    assert 0 not in prepare().nodes
+    assert "quantization is '[red][red]" in caplog.text
+
+
+def test_clients_may_compress_the_backbone_in_their_own_ways(prepare: Callable[[], Preparation], clients: Any) -> None:
+    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, quantization="int8")
+    found = prepare()
+    assert found.replies[0].quantization == "int8" and found.replies[1].quantization == "none"
+
+
 def test_a_partition_that_another_node_holds_is_refused(
     prepare: Callable[[], Preparation], clients: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

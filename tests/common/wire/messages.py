@@ -40,7 +40,7 @@ def read_pool(content):
 def prepare_reply():
     counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
     kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
-    return PrepareReply(5, "abc", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
+    return PrepareReply(5, "abc", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
 
 
 CARD = {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 2, "tokenizer_kwargs": None, "list": [1], "map": {"a": 1}}
