@@ -69,7 +69,7 @@ def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int, way: Pr
     Raises AnswerTooLongError when the answer alone is longer than `max_sequence_tokens`, and PromptTooLongError when
     the prompt is not to be cut, or cannot be cut enough.
     """
-    answer_ids = [*tokenizer(example.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer_ids = answer_token_ids(example.output, tokenizer)
     room = max_sequence_tokens - len(answer_ids)
     if room < 1:
         raise AnswerTooLongError(
@@ -79,6 +79,11 @@ def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int, way: Pr
     ids, cut = prompt_ids(example, tokenizer, room, way)
     specials = set(tokenizer.all_special_ids)
     return TokenizedExample(ids, answer_ids, [token in specials for token in ids], example.task, prompt_cut=cut)
+
+
+def answer_token_ids(answer: str, tokenizer: Any) -> list[int]:
+    """Tokenize an answer; the end of the text is a part of it."""
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:

@@ -13,6 +13,7 @@ install_import_hook(
         "client.adapter",
         "client.evaluator",
         "client.gate_statistics",
+        "client.greedy",
         "client.task_weights",
         "client.trainer",
         "common.answer_loss",

@@ -47,6 +47,7 @@ PLACES = {
     "flwr_datasets": ["common/partitioner.py"],
     "datasets": ["common/data/tables.py", "common/partition.py", "common/partitioner.py"],
     "matplotlib": ["simulations/comparison_plot.py", "simulations/partitions_plot.py", "simulations/plot.py"],
+    "rouge_score": ["client/measurer.py"],
 }
 
 

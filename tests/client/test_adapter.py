@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from adapters import TASKS, adapted_by, config_of, methods, shifted, with_shifted_values
 from families import family_model
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft_tiny import peft_warns
@@ -18,41 +19,13 @@ from client.trainer import TrainSettings, train
 from common.adapter_spec import ADAPTER_METHODS
 from common.answer_loss import answer_nll
 from common.backbone import Backbone, load_backbone
-from common.backbone_source import distribution_root
 from common.batches import collate
-from common.config import Config, default_run_config, kebab, read_config
 from common.mixture_arrays import Arrays
 
-TASKS = ("count", "shout", "turn")
-DEFAULTS = default_run_config(distribution_root())
 SETTINGS = TrainSettings(num_steps=3, batch_size=4, learning_rate=0.04, gate_learning_rate=0.0, balance_weight=0.0)
 LORAS = ("lora", "ffa-lora")
 # float32 sums of about a hundred terms by another kernel; measured 3e-6 on logits of size 1 to 10.
 FLOAT32 = {"rtol": 1e-5, "atol": 5e-5}
-
-methods = pytest.mark.parametrize("method", ADAPTER_METHODS)
-
-
-def config_of(method: str, **changes: object) -> Config:
-    named = {kebab(name): value for name, value in changes.items()}
-    return read_config(DEFAULTS | {"method": method, "num-virtual-tokens": 4, "lora-rank": 2} | named)
-
-
-def adapted_by(method: str, backbone: Backbone | None = None, **changes: object) -> AdaptedBackbone:
-    return AdaptedBackbone(backbone or tiny_backbone(), config_of(method, **changes), TASKS)
-
-
-def shifted(arrays: Arrays, scale: float = 0.3) -> Arrays:
-    """Return values that all show: LoRA's B begins at 0, and with it A would not."""
-    rng = np.random.default_rng(0)
-    return {
-        name: array + rng.normal(scale=scale, size=array.shape).astype(np.float32) for name, array in arrays.items()
-    }
-
-
-def with_shifted_values(adapted: AdaptedBackbone, scale: float = 0.3) -> AdaptedBackbone:
-    adapted.load_arrays(shifted(adapted.arrays(), scale))
-    return adapted
 
 
 def by_peft(method: str, arrays: Arrays, model=None, **changes: object):
