@@ -7,11 +7,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from jaxtyping import Float
 
-from client.adapter import AdaptedBackbone
+from client.adapter import AdaptedBackbone, Tuned
 from client.evaluator import evaluate
 from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
 from client.hand_written import with_hand_written_prompt
-from client.partition_data import PartitionData, load_partition_data, load_pooled_training_data
+from client.measurer import measure
+from client.partition_data import (
+    PartitionData,
+    TokenizedSplit,
+    load_partition_data,
+    load_pooled_training_data,
+    longest_text,
+)
 from client.trainer import TrainSettings, train
 from client.vocabulary import sampled_pool
 from common.backbone import Backbone, load_backbone
@@ -20,6 +27,7 @@ from common.config import OWN_PARTITION, Config
 from common.decoder import injection_layer, probe_kv_shapes
 from common.fingerprint import fingerprint
 from common.injection import PromptedBackbone
+from common.measures import Measured
 from common.mixture import Mixture
 from common.mixture_spec import MixtureSpec
 from common.own_settings import own_config
@@ -69,6 +77,7 @@ def on_prepare(message: Message, context: Context) -> Message:
         sums=sums.sums,
         squares=sums.squares,
         scores=evaluate(backbone, data.evaluation.examples, data.evaluation.tokenized).scores,
+        measured=_measured(config, backbone, backbone, data.evaluation),
     )
     return Message(pack_prepare_reply(reply), reply_to=message)
 
@@ -135,15 +144,30 @@ def on_train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def on_evaluate(message: Message, context: Context) -> Message:
-    """Score what the server sent on the client's evaluation examples."""
+    """Score what the server sent on the client's evaluation examples; after the last round, measure more."""
     config, _, backbone, data = _open(context)
+    instruction = read_instruction(message.content)
     if config.method == "hand-written":
-        asked = with_hand_written_prompt(config, data, backbone)
-        evaluation = evaluate(backbone, asked.examples, asked.tokenized)
+        reply = _evaluated(config, instruction, backbone, backbone, with_hand_written_prompt(config, data, backbone))
     else:
-        with _tuned(config, backbone, read_instruction(message.content)) as tuned:
-            evaluation = evaluate(tuned, data.evaluation.examples, data.evaluation.tokenized)
-    return Message(pack_evaluate_reply(EvaluateReply(evaluation.scores, evaluation.expert_use)), reply_to=message)
+        with _tuned(config, backbone, instruction) as tuned:
+            reply = _evaluated(config, instruction, tuned, backbone, data.evaluation)
+    return Message(pack_evaluate_reply(reply), reply_to=message)
+
+
+def _evaluated(
+    config: Config, instruction: Instruction, model: Backbone | Tuned, backbone: Backbone, asked: TokenizedSplit
+) -> EvaluateReply:
+    found = evaluate(model, asked.examples, asked.tokenized)
+    is_last = instruction.server_round == config.last_round
+    return EvaluateReply(found.scores, found.expert_use, _measured(config, model, backbone, asked) if is_last else {})
+
+
+def _measured(config: Config, model: Backbone | Tuned, backbone: Backbone, asked: TokenizedSplit) -> Measured:
+    if not config.measure_names:
+        return {}
+    limits = config.measure_examples, config.max_answer_tokens, longest_text(config, backbone)
+    return measure(model, asked.examples, asked.tokenized, config.measure_names, *limits)
 
 
 def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:

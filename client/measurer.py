@@ -5,7 +5,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 
 import torch
 
@@ -24,6 +23,7 @@ from common.measures import (
     TEXT_MEASURES,
     Measured,
     MeasureSum,
+    check_installed,
 )
 
 # A child of Flower's logger, so that it is shown where the client runs.
@@ -61,6 +61,14 @@ def measure(
 
     of_texts = {name: text_measure(name) for name in names if name in TEXT_MEASURES}
     if of_texts:
+        too_long = sum(len(text.answer_ids) - 1 > max_new_tokens for text in tokens)
+        if too_long:
+            log.warning(
+                "%d of %d true answers are longer than max-answer-tokens, %d: none of theirs can be right",
+                too_long,
+                len(tokens),
+                max_new_tokens,
+            )
         answers = greedy_answers(model, tokens, max_new_tokens, longest)
         for example, answer in zip(asked, answers, strict=True):
             for name, compare in of_texts.items():
@@ -86,11 +94,12 @@ def text_measure(name: str) -> Callable[[str, str], float]:
     if name == EXACT_MATCH:
         return lambda answer, reference: float(answer.strip() == reference.strip())
     assert name == ROUGE_L
-    if find_spec("rouge_score") is None:
-        raise ValueError("measures: rouge-l needs the package rouge-score: pip install 'fedmops[measures]'")
+    check_installed([name])
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    scorer = RougeScorer(["rougeL"])
+    # Given a tokenizer, it does not tell the root logger of its own, which would then print all that is logged.
+    scorer = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())
     return lambda answer, reference: float(scorer.score(reference, answer)["rougeL"].fmeasure)
 
 

@@ -20,6 +20,7 @@ from common.backbone_source import (
 from common.data.mappings import parse_columns
 from common.data.sources import check_data_name
 from common.example import Split
+from common.measures import read_measures
 from common.mixture_spec import FORMS, GATE_KINDS, POSITIONS, Form, GateKind, MixtureSpec, Positions
 from common.near_names import did_you_mean
 
@@ -40,7 +41,7 @@ EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
     "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank tasks_per_client "
-    "shards_per_client"
+    "shards_per_client measure_examples max_answer_tokens"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
 _NOT_NEGATIVE = (
@@ -125,6 +126,19 @@ class Config:
     balance_weight: float
     task_weights: TaskWeights
     task_weight_learning_rate: float
+    measures: str
+    measure_examples: int
+    max_answer_tokens: int
+
+    @property
+    def last_round(self) -> int:
+        """The round after which the answers are measured; what trains nothing is scored once."""
+        return 1 if self.method == "hand-written" else self.num_rounds
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """The measures beyond perplexity, by name."""
+        return read_measures(self.measures)
 
     @property
     def init_run(self) -> Path | None:
@@ -249,6 +263,7 @@ def _check(config: Config) -> None:
             locate(config.gate_encoder)
         except ValueError as error:
             raise ValueError(f"gate-encoder: {error}") from None
+    read_measures(config.measures)
     if not all(name.strip() for name in config.lora_targets.split(",")):
         raise ValueError(f"lora-targets must be names with commas between them, got {config.lora_targets!r}")
     if config.method == "hand-written" and config.num_personal_steps:

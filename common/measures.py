@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 EXACT_MATCH, ROUGE_L = "exact-match", "rouge-l"
 CHOICE_ACCURACY, CHOICE_ACCURACY_NORMALISED = "choice-accuracy", "choice-accuracy-normalised"
@@ -38,6 +39,12 @@ def read_measures(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"measures must name each measure once, got {text!r}")
     return names
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raise ValueError for a measure whose package is missing."""
+    if ROUGE_L in names and find_spec("rouge_score") is None:
+        raise ValueError("measures: rouge-l needs the package rouge-score: pip install 'fedmops[measures]'")
 
 
 def means(measured: Iterable[Mapping[str, MeasureSum]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from common.wire.rounds import EvaluateReply
 from server.exchange import wait_for_nodes
 from server.first_adapter import first_adapter
 from server.first_mixture import first_mixture
+from server.measured import add_measures
 from server.preparation import Preparation, prepare_clients
 from server.run_directory import RunDirectory, new_run_directory
 from server.strategy import MixtureStrategy
@@ -45,7 +46,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     """Prepare clients and mixture, run the rounds, write the result."""
     started = time.monotonic()
     try:
-        preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory)
+        preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory, config.measure_names)
         spec, arrays, described = _first(grid, config, preparation)
     except (RuntimeError, ValueError):
         directory.discard()
@@ -74,6 +75,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         timeout_seconds=config.round_timeout_seconds,
         centralised=config.centralised,
         aggregation=config.aggregation,
+        measures=config.measure_names,
     )
     outcome = strategy.run(grid, arrays, config.num_rounds, directory)
     figures = result(preparation.replies, outcome.last)
@@ -84,6 +86,8 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         except RuntimeError as error:  # what the rounds gave is not lost with it
             log.warning("there is no personalised result: %s", error)
     tasks = result_by_task(preparation.replies, outcome.last)
+    if config.measures:
+        add_measures(figures, tasks, preparation.replies, outcome.last)
     directory.finish({"num_parameters": num_trained} | figures | {"tasks": tasks})
     log.info("results are in %s", directory.path)
 

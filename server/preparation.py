@@ -13,7 +13,7 @@ from common.wire.preparation import PREPARE, PrepareReply, unpack_prepare_reply
 from common.wire.rounds import instruction
 from server.exchange import Exchanged, exchange
 from server.run_directory import RunDirectory
-from server.update_check import check_prepare_reply
+from server.update_check import check_measured, check_prepare_reply
 
 log = logging.getLogger("flwr.fedmops")
 
@@ -40,8 +40,14 @@ class Preparation:
         self.bytes_up += exchanged.bytes_up
 
 
-def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, directory: RunDirectory) -> Preparation:
-    """Ask all nodes what they are.
+def prepare_clients(
+    grid: Grid,
+    nodes: Sequence[int],
+    timeout_seconds: float,
+    directory: RunDirectory,
+    measures: Sequence[str] = (),
+) -> Preparation:
+    """Ask all nodes what they are, and `measures` of the backbone alone.
 
     A client whose backbone differs from most of the others', or who claims a partition that is taken, is left out and
     named in the log. Raises RuntimeError when nobody is left.
@@ -51,6 +57,7 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
     def read(content: RecordDict) -> PrepareReply:
         reply = unpack_prepare_reply(content)
         check_prepare_reply(reply)
+        check_measured(reply.measured, reply.scores, measures)
         if reply.partition in claimed:
             raise ValueError(f"partition {reply.partition} is another node's: give each node its own partition-id")
         claimed.add(reply.partition)
@@ -63,7 +70,7 @@ def prepare_clients(grid: Grid, nodes: Sequence[int], timeout_seconds: float, di
         {node: node for node in nodes},
         timeout_seconds,
         read,
-        lambda _, reply: directory.add_scores(0, "backbone", reply.partition, reply.scores),
+        lambda _, reply: directory.add_scores(0, "backbone", reply.partition, reply.scores, reply.measured),
         who="node",
     )
     if not exchanged.replies:

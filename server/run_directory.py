@@ -12,6 +12,7 @@ from typing import Any
 from common.atomic_file import replace_file, replace_json
 from common.backbone_source import distribution_root
 from common.config import Config, kebab
+from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.mixture_file import CARD, PEFT_TYPE, PREFIX, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
@@ -52,12 +53,21 @@ class RunDirectory:
         logger.setLevel(logging.INFO)
         logger.addHandler(self._log)
 
-    def add_scores(self, server_round: int, phase: str, client: int, scores: dict[str, AnswerScore]) -> None:
-        """Append a client's scores, a line per task."""
+    def add_scores(
+        self,
+        server_round: int,
+        phase: str,
+        client: int,
+        scores: dict[str, AnswerScore],
+        measured: Measured | None = None,
+    ) -> None:
+        """Append a client's scores, a line per task, and what else was measured."""
         for task, score in scores.items():
             derived = {"perplexity": score.perplexity, "bits_per_character": score.bits_per_character}
             line = {"round": server_round, "phase": phase, "client": client, "task": task}
-            self._append(METRICS, line | asdict(score) | derived)
+            measures = {name: asdict(each) for name, each in (measured or {}).get(task, {}).items()}
+            more = {"measures": measures} if measures else {}
+            self._append(METRICS, line | asdict(score) | derived | more)
 
     def add_training(self, server_round: int, client: int, update: TrainReply) -> None:
         """Append what a client told of its training."""

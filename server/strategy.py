@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ from server.client_mixtures import ClientMixtures
 from server.exchange import Exchanged, exchange
 from server.expert_use import gate_figures
 from server.run_directory import RunDirectory
-from server.update_check import check_evaluate_reply, check_update
+from server.update_check import check_evaluate_reply, check_measured, check_update
 
 log = logging.getLogger("flwr.fedmops")
 
@@ -51,6 +51,7 @@ class MixtureStrategy:
     timeout_seconds: float
     centralised: bool = False
     aggregation: Aggregation = "usage"
+    measures: Sequence[str] = ()  # beyond perplexity, after the last round
 
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
         """Run the rounds; return the mixtures and what the clients last said of them.
@@ -60,7 +61,8 @@ class MixtureStrategy:
         """
         mixtures = ClientMixtures(arrays, self.aggregation)
         evaluated: Exchanged[EvaluateReply] = Exchanged()
-        for server_round in range(1, num_rounds + 1 if self.spec.trainable() else 2):
+        last_round = num_rounds if self.spec.trainable() else 1
+        for server_round in range(1, last_round + 1):
             started = time.monotonic()
             figures: dict[str, Any] = {"round": server_round}
             trained: Exchanged[TrainReply] = Exchanged()
@@ -69,7 +71,8 @@ class MixtureStrategy:
                 mixtures.merge(trained.replies)
                 self.save(mixtures, server_round, directory)
                 figures["loss"] = fmean(update.loss for update in trained.replies.values())
-            evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory)
+            measures = self.measures if server_round == last_round else ()
+            evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, measures)
             clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
             figures |= {
                 "perplexity": geometric_mean(client.perplexity for client in clients),
@@ -154,13 +157,20 @@ class MixtureStrategy:
         return exchanged
 
     def evaluate(
-        self, grid: Grid, server_round: int, mixtures: ClientMixtures, phase: str, directory: RunDirectory
+        self,
+        grid: Grid,
+        server_round: int,
+        mixtures: ClientMixtures,
+        phase: str,
+        directory: RunDirectory,
+        measures: Sequence[str] = (),
     ) -> Exchanged[EvaluateReply]:
-        """Have all clients evaluate; return their scores and expert use by task."""
+        """Have all clients evaluate; return their scores and expert use by task, and `measures`."""
 
         def read(content: RecordDict) -> EvaluateReply:
             reply = unpack_evaluate_reply(content, self.spec.num_experts)
             check_evaluate_reply(reply, self.spec)
+            check_measured(reply.measured, reply.scores, measures)
             return reply
 
         exchanged = exchange(
@@ -170,7 +180,7 @@ class MixtureStrategy:
             self.nodes,
             self.timeout_seconds,
             read,
-            lambda client, reply: directory.add_scores(server_round, phase, client, reply.scores),
+            lambda client, reply: directory.add_scores(server_round, phase, client, reply.scores, reply.measured),
         )
         if not exchanged.replies:
             raise RuntimeError(f"round {server_round}: no client sent its scores; {_why(exchanged)}")

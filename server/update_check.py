@@ -1,9 +1,13 @@
 """The checks of what clients send before it is used: the server trusts none."""
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
 from common.config import QUANTIZATIONS
+from common.measures import TEXT_MEASURES, Measured
 from common.mixture_spec import Spec
+from common.perplexity import AnswerScore
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply, TrainReply
 
@@ -81,3 +85,25 @@ def check_prepare_reply(reply: PrepareReply) -> None:
             raise ValueError(f"{name} must be finite float64 {list(shape)}, got {array.dtype} {list(array.shape)}")
     if (reply.counts < 1).any():
         raise ValueError("counts must be at least 1 for every task")
+
+
+def check_measured(measured: Measured, scores: Mapping[str, AnswerScore], wanted: Collection[str]) -> None:
+    """Raise ValueError, naming measure and task, unless what was asked for, and no more, is told of the scored tasks.
+
+    Choices may be missing where a task's examples have none.
+    """
+    for task, measures in measured.items():
+        if task not in scores:
+            raise ValueError(f"task {task!r} is measured, but it has no score")
+        for name, each in measures.items():
+            if name not in wanted:
+                raise ValueError(f"measure {name!r} of task {task!r} was not asked for")
+            if each.count > scores[task].num_examples:
+                raise ValueError(
+                    f"measure {name!r} of task {task!r} is over {each.count} examples, expected "
+                    f"{scores[task].num_examples} at most"
+                )
+    for name in (name for name in wanted if name in TEXT_MEASURES):
+        for task in scores:
+            if name not in measured.get(task, {}):
+                raise ValueError(f"measure {name!r} of task {task!r} is missing")

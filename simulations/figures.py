@@ -37,6 +37,8 @@ def run_figures(directory: Path) -> dict[str, float]:
         "bytes_up_per_client_and_round": sum(line["bytes_up"] for line in rounds) / len(rounds) / num_clients,
         "seconds": sum(line["seconds"] for line in [preparation, *rounds]),
     }
+    for key in ("backbone_measures", "measures"):
+        figures |= {key.replace("measures", name.replace("-", "_")): v for name, v in result.get(key, {}).items()}
     if "personalised_perplexity" in result:
         figures["personalised_perplexity"] = result["personalised_perplexity"]
     carried = {key: value for key, value in rounds[-1].items() if type(value) in (int, float)}

@@ -6,7 +6,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from common.measures import ROUGE_L
+
 MAX_NAMED_TASKS = 6
+MEASURED_WIDTH = len("0.00 → 0.00")
 
 
 def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
@@ -28,7 +31,7 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     for row in result["clients"]:
         table.add_row(
             str(row["client"]),
-            escape(", ".join(row["tasks"])) if len(row["tasks"]) <= MAX_NAMED_TASKS else f"{len(row['tasks'])} tasks",
+            _tasks(row),
             *([row["quantization"]] if differ else []),
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
@@ -46,6 +49,21 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     return table
 
 
+def measures_table(result: dict[str, Any]) -> Table:
+    """Set each client's measures beyond perplexity after the last round beside the backbone's."""
+    names = list(result["backbone_measures"])
+    table = Table(title="Measures of the answers, per client: backbone alone → after the last round")
+    table.add_column("client", justify="right")
+    table.add_column("tasks")
+    for name in names:
+        table.add_column(_header(name), justify="right", min_width=MEASURED_WIDTH)
+    for row in result["clients"]:
+        table.add_row(str(row["client"]), _tasks(row), *(_measured(row, name) for name in names))
+    table.add_section()
+    table.add_row("all", "mean over clients", *(_measured(result, name) for name in names))
+    return table
+
+
 def gate_line(last_round: dict[str, Any]) -> str:
     """Say in one line whether the gate tells tasks apart, from the last line of a run's rounds.jsonl."""
     return (
@@ -53,6 +71,23 @@ def gate_line(last_round: dict[str, Any]) -> str:
         f"{math.log(len(last_round['expert_use'])):.2f}; entropy {last_round['gate_entropy']:.2f}; "
         f"the least used expert has {last_round['smallest_expert_use']:.1%} of the weight"
     )
+
+
+def _tasks(row: dict[str, Any]) -> str:
+    tasks = row["tasks"]
+    return escape(", ".join(tasks)) if len(tasks) <= MAX_NAMED_TASKS else f"{len(tasks)} tasks"
+
+
+def _header(name: str) -> str:
+    return "ROUGE-L" if name == ROUGE_L else name.replace("-", " ")
+
+
+def _measured(row: dict[str, Any], name: str) -> str:
+    """Say a measure before and after; a client without such examples has none."""
+    if name not in row["backbone_measures"]:
+        return ""
+    before, after = row["backbone_measures"][name], row.get("measures", {}).get(name)
+    return f"{before:.2f} → " + ("no reply" if after is None else f"{after:.2f}")
 
 
 def _figure(perplexity: float | None) -> str:

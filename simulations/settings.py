@@ -8,6 +8,7 @@ from typing import Any
 from common.adapter_spec import LORA_METHODS, PROMPT_METHODS
 from common.backbone_source import BUILT_IN, distribution_root
 from common.config import Value, default_run_config, unknown_key_message
+from common.measures import TEXT_MEASURES, read_measures
 
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
 GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate", "gate-encoder"}
@@ -68,6 +69,11 @@ def _check_effect(spoken: set[str], settings: dict[str, Value]) -> None:
             )
     for key in sorted(spoken & {"gate-learning-rate", "balance-weight"} if settings["freeze-gate"] is True else ()):
         raise ValueError(f"{key} has no effect on a frozen gate: leave it out or leave out freeze-gate")
+    measured = read_measures(str(settings["measures"]))
+    if "measure-examples" in spoken and not measured:
+        raise ValueError("measure-examples has no effect without measures: name some or leave it out")
+    if "max-answer-tokens" in spoken and not set(measured) & set(TEXT_MEASURES):
+        raise ValueError(f"max-answer-tokens has no effect without measures={' or '.join(TEXT_MEASURES)}: leave it out")
     if "client-fraction" in spoken and settings["centralised"]:
         raise ValueError("client-fraction has no effect on centralised training: leave it out")
     for key in sorted(spoken & DATA_KEYS if settings["data"] == BUILT_IN else ()):

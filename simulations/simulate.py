@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from rich.console import Console
 
 from common.backbone_source import BUILT_IN, distribution_root
 from common.config import Config, Value, read_config
+from common.example import Example
+from common.measures import CHOICE_MEASURES, check_installed
 from common.mixture_file import read_mixture
 from common.own_settings import own_config, read_clients
 from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
-from simulations.report import gate_line, result_table
+from simulations.report import gate_line, measures_table, result_table
 from simulations.settings import resolve
 from simulations.view import RunView
 
@@ -40,7 +42,7 @@ def simulate(
     # Needs the `datasets` library, which takes a second to import; only worth it once the rest is right.
     from common.partition import partitions_of
 
-    partitions_of(config)
+    check_measures(config, partitions_of(config))
     for client in read_clients(run_config):
         try:
             partitions_of(own_config(run_config, {"partition-id": client}))
@@ -56,16 +58,15 @@ def simulate(
     if (directory / METRICS).exists():
         raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     run_config["run-directory"] = str(directory)
-    num_rounds = 1 if config.method == "hand-written" else config.num_rounds  # nothing is trained: scored once
     if config.centralised:
-        said = f"one trainer with the data of {config.num_clients} clients, rounds: {num_rounds}"
+        said = f"one trainer with the data of {config.num_clients} clients, rounds: {config.last_round}"
     else:
-        said = f"clients: {config.num_clients}, rounds: {num_rounds}, engine: {engine}"
+        said = f"clients: {config.num_clients}, rounds: {config.last_round}, engine: {engine}"
         said += " (all clients in one process with one backbone)" if engine == Engine.INLINE else ""
     console.print(said, soft_wrap=True)
     started = time.monotonic()
     try:
-        with RunView(console, directory, num_rounds, config.num_clients, config.centralised):
+        with RunView(console, directory, config.last_round, config.num_clients, config.centralised):
             if engine == Engine.INLINE:
                 _run_inline(run_config, config)
             else:
@@ -76,11 +77,26 @@ def simulate(
         raise
     result = read_result(directory)
     console.print(result_table(result, config.method))
+    if config.measures:
+        console.print()
+        console.print(measures_table(result))
     last_round = json.loads((directory / ROUNDS).read_text().splitlines()[-1])
     if "expert_use" in last_round:
         console.print(gate_line(last_round), soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
     return directory
+
+
+def check_measures(config: Config, partitions: Iterable[Iterable[Example]]) -> None:
+    """Raise ValueError for a measure whose package is missing, or for choices where no example has any."""
+    check_installed(config.measure_names)
+    of_choices = [name for name in config.measure_names if name in CHOICE_MEASURES]
+    asked = (example for owned in partitions for example in owned if example.split == config.eval_split)
+    if of_choices and not any(example.choices for example in asked):
+        raise ValueError(
+            f"measures: {of_choices[0]} needs examples with choices, and the {config.eval_split} examples of "
+            f"data={config.data} have none: leave it out or choose other data"
+        )
 
 
 def _check_resources(cpus_per_client: int) -> None:

@@ -2,24 +2,27 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.adapter_spec import PEFT_TYPES, AdapterSpec, PeftCard, are_arrays_of, frozen_arrays, tasks_with_rows
+from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.mixture_spec import is_taskwise
 from common.perplexity import AnswerScore
 from common.wire.records import (
     pack_arrays,
+    pack_measured,
     pack_scores,
     read_array,
     read_count,
     read_counts,
     read_texts,
     unpack_arrays,
+    unpack_measured,
     unpack_scores,
 )
 
@@ -34,7 +37,7 @@ class PrepareReply:
     """What a client tells once: its backbone, and sums of the gate's input over its training examples by task.
 
     `sums` and `squares` are `[tasks, gate input]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads,
-    key size, value size).
+    key size, value size). Scores and measures are those of the backbone alone.
     """
 
     partition: int
@@ -49,6 +52,7 @@ class PrepareReply:
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
     scores: dict[str, AnswerScore]
+    measured: Measured = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ClusterReply:
 
 def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
     """Build the reply to the first exchange."""
-    content = pack_scores(reply.scores)
+    content = RecordDict({**pack_scores(reply.scores), **pack_measured(reply.measured)})
     layers = sorted(reply.kv_shapes)
     content["about"] = ConfigRecord(
         {
@@ -105,6 +109,7 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
         sums=read_array("sums", statistics["sums"]),
         squares=read_array("squares", statistics["squares"]),
         scores=unpack_scores(content),
+        measured=unpack_measured(content),
     )
 
 

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
+from common.measures import Measured, MeasureSum
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
 
@@ -55,6 +56,33 @@ def unpack_scores(content: RecordDict) -> dict[str, AnswerScore]:
         if not 0 <= score.nll < math.inf or min(score.num_tokens, score.num_characters, score.num_examples) < 1:
             raise ValueError(f"the score of task {name!r} is {score}")
     return scores
+
+
+def pack_measured(measured: Measured) -> RecordDict:
+    """Build a record of each task's sums and counts, a row for each measure; without measures nothing is sent."""
+    rows = [(task, name, each) for task, measures in measured.items() for name, each in measures.items()]
+    if not rows:
+        return RecordDict()
+    tasks, names, sums = zip(*rows, strict=True)
+    metrics = MetricRecord({"sums": [each.sum for each in sums], "counts": [each.count for each in sums]})
+    return RecordDict({"measured": ConfigRecord({"tasks": list(tasks), "names": list(names)}), "measures": metrics})
+
+
+def unpack_measured(content: RecordDict) -> dict[str, dict[str, MeasureSum]]:
+    """Read sums and counts per task. Raises KeyError, TypeError or ValueError for malformed ones."""
+    measured: dict[str, dict[str, MeasureSum]] = {}
+    if "measures" not in content and "measured" not in content:
+        return measured
+    about, metrics = content.config_records["measured"], content.metric_records["measures"]
+    columns = read_texts(about["tasks"]), read_texts(about["names"])
+    for task, name, value, count in zip(
+        *columns, read_numbers(metrics["sums"]), read_counts(metrics["counts"]), strict=True
+    ):
+        of_task = measured.setdefault(task, {})
+        if name in of_task or not 0 <= value <= count or count < 1:
+            raise ValueError(f"measure {name!r} of task {task!r} is {value} over {count} examples, or comes twice")
+        of_task[name] = MeasureSum(float(value), count)
+    return measured
 
 
 def read_array(name: str, array: Array) -> NDArray[Any]:

@@ -7,16 +7,19 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
 from common.wire.records import (
     pack_arrays,
+    pack_measured,
     pack_scores,
     read_array,
     read_count,
     read_number,
     read_texts,
     unpack_arrays,
+    unpack_measured,
     unpack_scores,
 )
 
@@ -48,10 +51,14 @@ class TrainReply:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """A client's scores by task, and by task the experts' mean weights `[experts]` over its examples."""
+    """A client's scores by task, and by task the experts' mean weights `[experts]` over its examples.
+
+    After the last round, what else was to be measured.
+    """
 
     scores: dict[str, AnswerScore]
     expert_use: dict[str, NDArray[np.float64]]
+    measured: Measured = field(default_factory=dict)
 
 
 def instruction(server_round: int, arrays: Arrays | None = None, tasks: Sequence[str] = ()) -> RecordDict:
@@ -98,7 +105,7 @@ def unpack_train_reply(content: RecordDict) -> TrainReply:
 
 def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
     """Build the reply to an evaluate message."""
-    content = pack_scores(reply.scores)
+    content = RecordDict({**pack_scores(reply.scores), **pack_measured(reply.measured)})
     use = [reply.expert_use[task] for task in reply.scores]
     content["gate"] = ArrayRecord({"expert-use": Array(np.stack(use))})
     return content
@@ -111,4 +118,5 @@ def unpack_evaluate_reply(content: RecordDict, num_experts: int) -> EvaluateRepl
     shape = (len(scores), num_experts)
     if use.shape != shape or not np.isfinite(use).all() or (use < 0).any():
         raise ValueError(f"expert-use must be finite, not negative and {list(shape)}, got {list(use.shape)}")
-    return EvaluateReply(scores, dict(zip(scores, use.astype(np.float64), strict=True)))
+    by_task = dict(zip(scores, use.astype(np.float64), strict=True))
+    return EvaluateReply(scores, by_task, unpack_measured(content))

@@ -3,8 +3,10 @@
 import logging
 import random
 import re
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tiny import CPU, examples, mixture_for, tiny_backbone, tiny_llama, tokenize
 from client import measurer as module
 from client.greedy import greedy_answers
 from client.measurer import likeliest, measure, text_measure
+from common import measures as names
 from common.batches import collate
 from common.injection import PromptedBackbone
 from common.measures import MEASURES, MeasureSum
@@ -89,9 +92,17 @@ def test_rouge_l_of_known_texts():
 
 def test_a_missing_package_is_told_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score", None)
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"rouge-l needs the package rouge-score: pip install 'fedmops\[measures\]'"):
         text_measure("rouge-l")
+
+
+def test_logging_stays_as_it_is():
+    """rouge-score would have the root logger print whatever is logged."""
+    code = "import logging, client.measurer as m; m.text_measure('rouge-l')('a', 'b'); print(logging.root.handlers)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_texts_are_those_that_are_generated():
@@ -202,6 +213,12 @@ def test_an_example_whose_choice_does_not_fit_is_left_out_and_told(caplog):
 
 
 # --- All together ---
+
+
+def test_true_answers_that_are_longer_than_what_is_generated_are_told(caplog):
+    some = [replace(examples(1)[0], output=output) for output in ("12345", "123456", "1234567")]
+    measured(tiny_backbone(), some, ["exact-match"], max_new_tokens=5)
+    assert "2 of 3 true answers are longer than max-answer-tokens, 5: none of theirs can be right" in caplog.text
 
 
 def test_at_most_so_many_examples_of_each_task_are_measured():

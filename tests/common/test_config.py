@@ -62,7 +62,8 @@ def test_a_config_is_frozen():
             ({name: 0}, f"{kebab(name)} must be at least 1, got 0")
             for name in (
                 "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts "
-                "tokens_per_expert gate_hidden_size num_local_steps batch_size num_virtual_tokens lora_rank"
+                "tokens_per_expert gate_hidden_size num_local_steps batch_size num_virtual_tokens lora_rank "
+                "measure_examples max_answer_tokens"
             ).split()
         ),
         *(
@@ -110,6 +111,9 @@ def test_a_config_is_frozen():
             "hand-written, got 'fedavg'",
         ),
         ({"aggregation": "mean"}, "aggregation must be one of usage, plain, none, got 'mean'"),
+        ({"measures": "rouge"}, "measures must be some of exact-match, rouge-l, choice-accuracy, "),
+        ({"measures": "rouge-l,rouge-l"}, "measures must name each measure once, got 'rouge-l,rouge-l'"),
+        ({"measures": 1}, "measures must be text, got 1"),
         # Methods
         ({"lora_targets": ""}, "lora-targets must be names with commas between them, got ''"),
         ({"lora_targets": "q_proj,,v_proj"}, "lora-targets must be names with commas between them, got 'q_proj,,v_p"),
@@ -224,3 +228,10 @@ def test_tasks_are_named_in_order_where_something_belongs_to_them(changes, tasks
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_frozen_gate_is_in_the_spec(frozen):
     assert read(freeze_gate=frozen).mixture_spec(16, SHAPES, [], 16).frozen_gate is frozen
+
+
+def test_measures_are_taken_after_the_last_round():
+    config = read(measures="rouge-l, exact-match", num_rounds=5)
+    assert (config.measure_names, config.last_round) == (("rouge-l", "exact-match"), 5)
+    assert read(method="hand-written", num_rounds=5).last_round == 1  # nothing is trained: scored once
+    assert read().measure_names == ()

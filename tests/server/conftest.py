@@ -1,6 +1,7 @@
 """A federation without a backbone: clients whose answers are known, and who misbehave as told."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from client.gate_statistics import sums_by_cluster
 from common.adapter_spec import AdapterSpec
 from common.backbone_source import distribution_root
 from common.config import Config, default_run_config, read_config
+from common.measures import MeasureSum, read_measures
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec, Spec
 from common.perplexity import AnswerScore
@@ -44,6 +46,8 @@ USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by exp
 class FakeClients:
     """A ClientApp that adds client + 1 to all it is sent and scores a perplexity of exp(client + 1).
 
+    If anything is measured, the backbone has 0.25 of it and the mixture of the last round (4 + client) / 8.
+
     `misbehaviour[client, phase]` (prepare, moments, clusters, vocabulary, adapter, train or evaluate) gets the right
     reply and returns what is sent in its place, or raises.
     """
@@ -70,6 +74,7 @@ class FakeClients:
 
     def _prepare(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
+        names = read_measures(str(context.run_config.get("measures", "")))
         tasks, inputs = [f"task {client}", "shared"], _gate_inputs(client)
         reply = PrepareReply(
             partition=client,
@@ -84,6 +89,7 @@ class FakeClients:
             sums=inputs.sum(axis=1),
             squares=(inputs**2).sum(axis=1),
             scores={task: AnswerScore(10.0 * (client + 2), 10, 20, 2) for task in tasks},
+            measured={task: {name: MeasureSum(0.5, 2) for name in names} for task in tasks if names},
         )
         return Message(self._answer("prepare", 0, client, reply, pack_prepare_reply), reply_to=message)
 
@@ -144,6 +150,10 @@ class FakeClients:
         _check_shapes(sent.arrays, self.spec)
         self.sent["evaluate", sent.server_round, client] = sent.arrays
         reply = self.evaluation(client)
+        names = read_measures(str(context.run_config.get("measures", "")))
+        if names and sent.server_round == context.run_config["num-rounds"]:
+            measured = {task: {name: MeasureSum(1 + client / 4, 2) for name in names} for task in reply.scores}
+            reply = replace(reply, measured=measured)
         return Message(
             self._answer("evaluate", sent.server_round, client, reply, pack_evaluate_reply), reply_to=message
         )

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.measures import MeasureSum
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire.rounds import EvaluateReply, TrainReply
-from server.update_check import check_evaluate_reply, check_update
+from server.update_check import check_evaluate_reply, check_measured, check_update
 
 
 @pytest.fixture
@@ -164,3 +165,39 @@ def test_the_mean_weights_of_an_evaluation_are_those_that_a_gate_gives(
         return
     with pytest.raises(ValueError, match=r"expert-use of task 'a' is .*, expected weights that sum to 1"):
         check_evaluate_reply(reply, replace(spec, **changes))  # type: ignore[arg-type]
+
+
+SCORES = {"add": AnswerScore(1.0, 9, 9, 5), "age": AnswerScore(1.0, 9, 9, 3)}
+TEXTS = {"add": {"rouge-l": MeasureSum(1.5, 5)}, "age": {"rouge-l": MeasureSum(0.0, 1)}}
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted"),
+    [
+        ({}, []),
+        ({}, ["choice-accuracy"]),  # no example has choices
+        (TEXTS, ["rouge-l"]),
+        (TEXTS, ["choice-accuracy", "rouge-l"]),
+        ({"age": {"choice-accuracy": MeasureSum(3.0, 3)}}, ["choice-accuracy"]),
+    ],
+)
+def test_measures_that_were_asked_for_pass(measured: dict[str, dict[str, MeasureSum]], wanted: list[str]) -> None:
+    check_measured(measured, SCORES, wanted)
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted", "reason"),
+    [
+        (TEXTS, [], "measure 'rouge-l' of task 'add' was not asked for"),
+        (TEXTS, ["exact-match"], "measure 'rouge-l' of task 'add' was not asked for"),
+        (TEXTS | {"sort": {}}, ["rouge-l"], "task 'sort' is measured, but it has no score"),
+        (TEXTS | {"age": {"rouge-l": MeasureSum(1.0, 4)}}, ["rouge-l"], "of task 'age' is over 4 examples, expected 3"),
+        ({"add": TEXTS["add"]}, ["rouge-l"], "measure 'rouge-l' of task 'age' is missing"),
+        (TEXTS, ["rouge-l", "exact-match"], "measure 'exact-match' of task 'add' is missing"),
+    ],
+)
+def test_other_measures_are_rejected_by_name(
+    measured: dict[str, dict[str, MeasureSum]], wanted: list[str], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_measured(measured, SCORES, wanted)

@@ -44,6 +44,12 @@ def test_a_run_without_a_mixture_has_figures_too(fake_runs: FakeRuns, tmp_path: 
     assert not gate & figures.keys()
 
 
+def test_measures_are_figures_by_name(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    fake_runs.code["a"] = "result |= {'backbone_measures': {'rouge-l': 0.125}, 'measures': {'rouge-l': 0.5}}"
+    figures = run_figures(run(tmp_path / "a", "temperature=3"))
+    assert (figures["backbone_rouge_l"], figures["rouge_l"]) == (0.125, 0.5)
+
+
 def test_a_run_without_result_has_no_figures(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the run left no result in "):
         run_figures(tmp_path)

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from simulations.report import gate_line, result_table
+from common.measures import MEASURES
+from simulations.report import gate_line, measures_table, result_table
 
 RESULT = {
     "clients": [
@@ -69,3 +70,29 @@ def test_the_gates_line_sets_information_beside_its_bound() -> None:
         "gate: 1.00 nats of information between task and expert, at most 1.39; entropy 0.25; "
         "the least used expert has 12.5% of the weight"
     )
+
+
+def test_measures_have_a_table_of_their_own() -> None:
+    before, after = {"exact-match": 0.0, "rouge-l": 0.125}, {"exact-match": 0.5, "rouge-l": 1.0}
+    clients = [
+        {"client": 0, "tasks": ["[b]reverse"], "backbone_measures": before, "measures": after},
+        {"client": 1, "tasks": ["sort"], "backbone_measures": {"rouge-l": 0.25}},
+    ]
+    table = measures_table({"clients": clients, "backbone_measures": before, "measures": after})
+    assert [column.header for column in table.columns] == ["client", "tasks", "exact match", "ROUGE-L"]
+    assert [[*column.cells] for column in table.columns[2:]] == [
+        ["0.00 → 0.50", "", "0.00 → 0.50"],
+        ["0.12 → 1.00", "0.25 → no reply", "0.12 → 1.00"],
+    ]
+
+
+def test_all_measures_fit_into_100_columns() -> None:
+    values = dict.fromkeys(MEASURES, 0.5)
+    tasks = ["centimetres", "initials", "numeric-date", "tomorrow", "question"]
+    row = {"client": 10, "tasks": tasks, "backbone_measures": values, "measures": values}
+    output = io.StringIO()
+    Console(file=output, width=100).print(measures_table({"clients": [row], **row}))
+    lines = output.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    for said in ("choice accuracy", "0.50 → 0.50", "numeric-date,"):
+        assert any(said in line for line in lines), said

@@ -165,6 +165,9 @@ def test_a_value_of_the_wrong_type_fails_the_configurations_check(word: str, rea
         (["client-fraction=0.5", "centralised=true"], "client-fraction has no effect on centralised training: leave"),
         (["columns=dolly"], "columns has no effect on data=skills, the built-in tasks: name data or leave it out"),
         (["skip-bad-rows=true"], "skip-bad-rows has no effect on data=skills, the built-in tasks: name data or leave"),
+        (["measure-examples=4"], "measure-examples has no effect without measures: name some or leave it out"),
+        (["max-answer-tokens=4"], "max-answer-tokens has no effect without measures=exact-match or rouge-l: leave it"),
+        (["max-answer-tokens=4", "measures=choice-accuracy"], "max-answer-tokens has no effect without measures=exact"),
         (["num-experts=1", "gate=task"], "gate has no effect on one expert"),
         (["one-group", "top-k=1"], "top-k has no effect on one expert"),
         (["one-group", "temperature=0.5"], "temperature has no effect on one expert, which has no gate"),
@@ -198,6 +201,8 @@ def test_a_wrong_file_is_an_error_that_names_it(toml: Callable[[str], str], text
         ["task-embedding-size=4", "gate=task"],
         ["task-embedding-size=4", "gate=both"],
         ["centralised=true"],
+        ["measures=choice-accuracy", "measure-examples=4"],
+        ["measures=choice-accuracy,rouge-l", "max-answer-tokens=4"],
     ],
 )
 def test_a_key_that_has_an_effect_is_taken(words: list[str]) -> None:

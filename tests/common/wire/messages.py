@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.measures import MeasureSum
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
@@ -11,6 +12,10 @@ from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply
 SPEC = MixtureSpec(3, 4, 5, 6, {2: (2, 8, 7), 3: (2, 8, 7)})
 ARRAYS = initial_arrays(SPEC, np.random.default_rng(0))
 SCORES = {"b": AnswerScore(1.5, 2, 3, 4), "a": AnswerScore(0.0, 1, 1, 1)}
+MEASURED = {
+    "b": {"rouge-l": MeasureSum(0.75, 3), "choice-accuracy": MeasureSum(0.0, 1)},
+    "a": {"rouge-l": MeasureSum(1.0, 1)},
+}
 
 
 def train_reply():
@@ -18,7 +23,8 @@ def train_reply():
 
 
 def evaluate_reply():
-    return EvaluateReply(SCORES, {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])})
+    use = {"a": np.array([0.5, 0.25, 0.25]), "b": np.array([0.0, 1.0, 0.0])}
+    return EvaluateReply(SCORES, use, MEASURED)
 
 
 def cluster_reply():
@@ -40,7 +46,9 @@ def read_pool(content):
 def prepare_reply():
     counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
     kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
-    return PrepareReply(5, "abc", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES)
+    return PrepareReply(
+        5, "abc", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES, MEASURED
+    )
 
 
 CARD = {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 2, "tokenizer_kwargs": None, "list": [1], "map": {"a": 1}}

@@ -1,5 +1,6 @@
 """Messages: what is packed comes out, and weighs what it should."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ from messages import (
     ADAPTER_ARRAYS,
     ARRAYS,
     CARD,
+    MEASURED,
     SCORES,
     SPEC,
     cluster_reply,
@@ -31,7 +33,15 @@ from common.wire.preparation import (
     unpack_moments,
     unpack_prepare_reply,
 )
-from common.wire.records import message_bytes, pack_arrays, pack_scores, unpack_arrays, unpack_scores
+from common.wire.records import (
+    message_bytes,
+    pack_arrays,
+    pack_measured,
+    pack_scores,
+    unpack_arrays,
+    unpack_measured,
+    unpack_scores,
+)
 from common.wire.rounds import (
     TrainReply,
     instruction,
@@ -76,6 +86,17 @@ def test_a_train_reply_comes_out_as_it_went_in():
 def test_scores_come_out_as_they_went_in():
     assert unpack_scores(pack_scores(SCORES)) == SCORES
     assert list(unpack_scores(pack_scores(SCORES))) == ["b", "a"]
+
+
+def test_measures_come_out_as_they_went_in():
+    assert unpack_measured(pack_measured(MEASURED)) == MEASURED
+    assert read_use(pack_evaluate_reply(evaluate_reply())).measured == MEASURED
+
+
+def test_without_measures_nothing_is_added_to_a_message():
+    plain = pack_evaluate_reply(replace(evaluate_reply(), measured={}))
+    assert set(plain) == {"tasks", "scores", "gate"}
+    assert unpack_measured(plain) == {}
 
 
 def test_a_prepare_reply_comes_out_as_it_went_in():

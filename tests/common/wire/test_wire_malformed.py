@@ -10,6 +10,7 @@ from messages import (
     ADAPTER_ARRAYS,
     ARRAYS,
     CARD,
+    MEASURED,
     SCORES,
     cluster_reply,
     evaluate_reply,
@@ -31,7 +32,7 @@ from common.wire.preparation import (
     unpack_moments,
     unpack_prepare_reply,
 )
-from common.wire.records import pack_scores, unpack_arrays, unpack_scores
+from common.wire.records import pack_measured, pack_scores, unpack_arrays, unpack_measured, unpack_scores
 from common.wire.rounds import (
     pack_evaluate_reply,
     pack_train_reply,
@@ -135,6 +136,37 @@ def test_wrong_kinds_are_refused():
     content["metrics"] = MetricRecord({**content["metrics"], "loss": [1.0]})
     with pytest.raises(TypeError, match=r"expected a number, got \[1.0\]"):
         unpack_train_reply(content)
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "value", "error"),
+    [
+        ("measures", "sums", [float("nan"), 0.0, 1.0], ValueError),
+        ("measures", "sums", [float("inf"), 0.0, 1.0], ValueError),
+        ("measures", "sums", [-0.5, 0.0, 1.0], ValueError),
+        ("measures", "sums", [3.5, 0.0, 1.0], ValueError),  # of 3 examples
+        ("measures", "sums", [0.0, 0.0], ValueError),
+        ("measures", "sums", 0.5, TypeError),
+        ("measures", "counts", [0, 1, 1], ValueError),
+        ("measures", "counts", [-1, 1, 1], ValueError),
+        ("measures", "counts", [3.0, 1.0, 1.0], TypeError),
+        ("measured", "names", ["rouge-l", "rouge-l", "rouge-l"], ValueError),  # twice of one task
+        ("measured", "names", ["rouge-l"], ValueError),
+        ("measured", "tasks", [1, 2, 3], TypeError),
+    ],
+)
+def test_measures_that_cannot_be_are_refused(record, key, value, error):
+    content = pack_measured(MEASURED)
+    broken = RecordDict({**content, record: type(content[record])({**content[record], key: value})})
+    with pytest.raises(error):
+        unpack_measured(broken)
+
+
+@pytest.mark.parametrize("record", ["measures", "measured"])
+def test_half_of_the_measures_is_refused(record):
+    content = pack_measured(MEASURED)
+    with pytest.raises(KeyError):
+        unpack_measured(RecordDict({record: content[record]}))
 
 
 def test_no_scores_are_refused():
