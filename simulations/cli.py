@@ -19,6 +19,7 @@ from simulations.compression.options import METHODS, NUM_CALIBRATION
 from simulations.compression.options import Options as CompressionOptions
 from simulations.compression.texts import choose_texts, held_out_examples
 from simulations.generate import Ways, answer_all, answer_one, check_ways
+from simulations.harness import evaluate_run, read_options
 from simulations.partitions import show_partitions
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
@@ -170,6 +171,23 @@ def generate_command(
     if output is not None and output.exists() and output.samefile(batch):
         raise ValueError(f"output {output} is the batch itself: name another file")
     answer_all(asked, questions, output, ways, errors)
+
+
+@app.command("lm-eval")
+def lm_eval_command(
+    run: Annotated[Path, typer.Argument(help="Directory of a run that finished a round.")],
+    tasks: Annotated[str, typer.Option(metavar="A,B...", help="Names of lm-evaluation-harness, or of --include-path.")],
+    include_path: Annotated[Path | None, typer.Option(help="Directory with YAML files of further tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Solved examples before each.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for all figures.")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Ask the backbone without the mixture only.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of a pass.")] = 16,
+    device: Annotated[Device, typer.Option(help="auto: cuda if there is one, else cpu.")] = Device.AUTO,
+) -> None:
+    """Run tasks of lm-evaluation-harness, such as MMLU: the backbone alone, and with the run's mixture."""
+    options = read_options(**{key: value for key, value in locals().items() if key != "run"})
+    evaluate_run(read_run(run), options, console, Console(stderr=True))
 
 
 @app.command()

@@ -48,6 +48,7 @@ PLACES = {
     "datasets": ["common/data/tables.py", "common/partition.py", "common/partitioner.py"],
     "matplotlib": ["simulations/comparison_plot.py", "simulations/partitions_plot.py", "simulations/plot.py"],
     "rouge_score": ["client/measurer.py"],
+    "lm_eval": ["simulations/harness_model.py"],
 }
 
 
