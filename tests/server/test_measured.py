@@ -147,3 +147,11 @@ def test_a_hostile_measure_of_the_backbone_leaves_the_client_out(clients: Any, r
     (failed,) = lines(directory / ROUNDS)[0]["failed"]["prepare"].values()
     assert failed.startswith("reply rejected: measure 'rouge-l' of task 'task 0' is nan over 2 examples")
     assert [row["client"] for row in json.loads((directory / RESULT).read_text())["clients"]] == [1, 2]
+
+
+def test_a_measure_of_the_backbone_that_nobody_asked_for_leaves_the_client_out(
+    clients: Any, run: Callable[..., Path]
+) -> None:
+    clients.misbehaviour[0, "prepare"] = measuring("shared", "choice-accuracy", MeasureSum(1.0, 1))
+    (failed,) = lines(run() / ROUNDS)[0]["failed"]["prepare"].values()
+    assert failed == "reply rejected: measure 'choice-accuracy' of task 'shared' was not asked for"
