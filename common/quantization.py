@@ -75,7 +75,8 @@ def _gradient_cosine(module: nn.Module, num_inputs: int, dtype: torch.dtype) -> 
         weights = (rows - module(torch.zeros(1, num_inputs, dtype=dtype, device=device))).float()  # [in, out]
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(NUM_PROBES, num_inputs, generator=generator).to(device, dtype).requires_grad_()
-    output = module(inputs)
+    with torch.enable_grad():
+        output = module(inputs)
     above = torch.randn(output.shape, generator=generator).to(device, output.dtype)
     if not output.requires_grad:
         return 0.0

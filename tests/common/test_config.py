@@ -91,7 +91,7 @@ def test_a_config_is_frozen():
         ),
         (
             {"partition": "evenly"},
-            "partition must be one of by-task, by-source, iid, dirichlet, pathological, shard, got",
+            "partition must be one of by-task, by-source, iid, dirichlet, pathological, shard, own",
         ),
         ({"compute_dtype": "int8"}, "compute-dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         (

@@ -159,6 +159,7 @@ def test_the_result_sets_each_client_beside_its_backbone(clients: Any, run_confi
     assert result["backbone_perplexity"] == pytest.approx(np.exp(3.0))
     assert result["clients"][1] == {
         "client": 1,
+        "quantization": "none",
         "tasks": ["task 1", "shared"],
         "num_training_examples": 16,
         "num_examples": 4,

@@ -30,7 +30,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch):
     """In bfloat16 rounding alone turns the most likely token of a random model into another."""
-    monkeypatch.setattr(backbone_module, "compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(backbone_module, "compute_dtype", lambda *_: torch.float32)
 
 
 @pytest.fixture(scope="module")
