@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.backbone_source import BUILT_IN
 from common.config import OWN_PARTITION, Config, Value, read_config, unknown_key_message
 
 # All else must be the same for all, or their updates do not belong together.
@@ -59,7 +60,13 @@ def read_clients(run_config: Mapping[str, Value]) -> dict[int, dict[str, Any]]:
         if not client.isdecimal() or int(client) >= count or not isinstance(own, dict):
             raise ValueError(f"{path}: [{client}] must be a table of a client, a number from 0 to {count - 1}")
         _check_keys(own, run_config, f"{path}, [{client}]")
-    return {int(client): own for client, own in tables.items()}
+    return {int(client): _beside(path, own) for client, own in tables.items()}
+
+
+def _beside(path: Path, own: dict[str, Any]) -> dict[str, Any]:
+    """Take paths as they stand beside the file, wherever the client's process works."""
+    found = {key: path.parent / str(own[key]) for key in ("data", "backbone") if own.get(key, BUILT_IN) != BUILT_IN}
+    return own | {key: str(place.resolve()) for key, place in found.items() if place.exists()}
 
 
 def _check_keys(own: Mapping[str, Any], run_config: Mapping[str, Value], where: str) -> None:

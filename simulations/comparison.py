@@ -21,7 +21,7 @@ OWN_KEYS = {
 # Methods are compared on the same partitions, evaluation and backbone.
 SAME_KEYS = (
     "data columns skip-bad-rows train-examples eval-examples partition dirichlet-alpha tasks-per-client "
-    "shards-per-client tasks num-clients backbone quantization too-long-prompts chat-template"
+    "shards-per-client tasks num-clients clients backbone quantization too-long-prompts chat-template"
 ).split()
 # The other sections of the document; groups are sections too.
 SUMMARY, CLIENTS, SEARCH = "summary", "clients", "search"

@@ -147,6 +147,7 @@ def _run_on_ray(
 
     # Flower's processes work in a directory of their own.
     is_path = {
+        "clients": config.clients != "",
         "data": config.data != BUILT_IN and Path(config.data).exists(),  # else it is of the hub
         "backbone": config.backbone != BUILT_IN and Path(config.backbone).exists(),
         "prompt-init": config.init_run is not None,

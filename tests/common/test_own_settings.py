@@ -42,6 +42,15 @@ def test_who_has_own_data_owns_all_of_it(tmp_path, run_config):
     assert (config.data, config.partition) == (str(tmp_path / "mine.jsonl"), "own")
 
 
+def test_paths_are_relative_to_the_file(tmp_path, run_config, monkeypatch):
+    (tmp_path / "mine.jsonl").write_text("{}")
+    monkeypatch.chdir("/")
+    settings = run_config('[0]\ndata = "mine.jsonl"\n[1]\ndata = "skills"\n[2]\ndata = "owner/name"')
+    found = read_clients(settings)
+    assert [found[client]["data"] for client in range(3)] == [str(tmp_path / "mine.jsonl"), "skills", "owner/name"]
+    assert own_config(settings, NODE | {"partition-id": 0}).data == str(tmp_path / "mine.jsonl")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
