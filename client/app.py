@@ -19,7 +19,7 @@ from client.partition_data import (
     load_pooled_training_data,
     longest_text,
 )
-from client.trainer import TrainSettings, train
+from client.trainer import settings_of, train
 from client.vocabulary import sampled_pool
 from common.backbone import Backbone, load_backbone
 from common.backbone_source import locate
@@ -123,18 +123,9 @@ def on_train(message: Message, context: Context) -> Message:
         num_steps = config.num_personal_steps
     elif config.centralised:
         examples, num_steps = load_pooled_training_data(config, backbone), num_steps * config.num_clients
-    settings = TrainSettings(
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        gate_learning_rate=config.gate_learning_rate,
-        balance_weight=config.balance_weight,
-        task_weights=config.task_weights,
-        task_weight_learning_rate=config.task_weight_learning_rate,
-    )
     rng = np.random.default_rng([config.seed, instruction.server_round, partition])
     with _tuned(config, backbone, instruction) as tuned:
-        result = train(tuned, examples, settings, rng)
+        result = train(tuned, examples, settings_of(config, num_steps), rng)
         arrays = tuned.trainee.trained_arrays()
     reply = TrainReply(
         arrays, result.loss, result.num_examples, result.usage, result.gate_entropy, result.task_examples

@@ -14,7 +14,7 @@ from client.adapter import Tuned
 from client.task_weights import JointLoss
 from common.answer_loss import answer_nll
 from common.batches import IGNORED, TokenizedExample, collate, pad_id
-from common.config import TaskWeights
+from common.config import Config, TaskWeights
 from common.mixture import ParameterKind
 
 MAX_GRADIENT_NORM = 1.0
@@ -31,6 +31,19 @@ class TrainSettings:
     balance_weight: float
     task_weights: TaskWeights = "size"
     task_weight_learning_rate: float = 0.0
+
+
+def settings_of(config: Config, num_steps: int) -> TrainSettings:
+    """Return how a run's clients train."""
+    return TrainSettings(
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        gate_learning_rate=config.gate_learning_rate,
+        balance_weight=config.balance_weight,
+        task_weights=config.task_weights,
+        task_weight_learning_rate=config.task_weight_learning_rate,
+    )
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         aggregation=config.aggregation,
         measures=config.measure_names,
     )
-    outcome = strategy.run(grid, arrays, config.num_rounds, directory)
+    outcome = strategy.run(grid, arrays, config.last_round, directory)
     figures = result(preparation.replies, outcome.last)
     if config.num_personal_steps:
         try:

@@ -61,8 +61,7 @@ class MixtureStrategy:
         """
         mixtures = ClientMixtures(arrays, self.aggregation)
         evaluated: Exchanged[EvaluateReply] = Exchanged()
-        last_round = num_rounds if self.spec.trainable() else 1
-        for server_round in range(1, last_round + 1):
+        for server_round in range(1, num_rounds + 1):
             started = time.monotonic()
             figures: dict[str, Any] = {"round": server_round}
             trained: Exchanged[TrainReply] = Exchanged()
@@ -71,7 +70,7 @@ class MixtureStrategy:
                 mixtures.merge(trained.replies)
                 self.save(mixtures, server_round, directory)
                 figures["loss"] = fmean(update.loss for update in trained.replies.values())
-            measures = self.measures if server_round == last_round else ()
+            measures = self.measures if server_round == num_rounds else ()
             evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, measures)
             clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
             figures |= {
