@@ -75,13 +75,13 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
 
 
 def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[Example], name: str) -> TokenizedSplit:
-    longest = longest_text(config, backbone)
+    longest, way = longest_text(config, backbone), prompt_way(config)
     of_split = [example for example in owned if example.split == name]
     examples, tokenized = [], []
     faults: Counter[type[ValueError]] = Counter()
     for example in of_split:
         try:
-            tokenized.append(tokenize(example, backbone.tokenizer, longest, prompt_way(config)))
+            tokenized.append(tokenize(example, backbone.tokenizer, longest, way))
             examples.append(example)
         except (AnswerTooLongError, PromptTooLongError) as error:
             faults[type(error)] += 1

@@ -1,9 +1,6 @@
 """What each way to compress a backbone costs: bytes on disk and in memory, speed, perplexity."""
 
-import math
 import shlex
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,25 +8,33 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from client.trainer import TrainSettings, train
+from client.trainer import settings_of, train
 from common.atomic_file import replace_file, replace_json
 from common.backbone import Backbone, load_backbone
+from common.batches import TokenizedExample
+from common.config import read_config
 from common.decoder import injection_layer, probe_kv_shapes
 from common.example import Example
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import initial_arrays
-from common.mixture_spec import MixtureSpec
 from server.run_directory import versions
 from simulations.compression.compressions_table import DOCUMENT, JSON, document, table
-from simulations.compression.price import answer_perplexity, disk_bytes, resident_bytes, tokens_per_second
+from simulations.compression.price import (
+    answer_perplexity,
+    disk_bytes,
+    median_in_turns,
+    resident_bytes,
+    tokens_per_second,
+)
 from simulations.compression.tokenized import fitting
 from simulations.grid import portable
 from simulations.pretraining.progress import ProgressReport
 from simulations.provenance import described
+from simulations.settings import resolve
 
 UNCOMPRESSED = "none"
-STEP_SECONDS, STEP_BATCH_SIZE = 4.0, 16
+STEP_SECONDS = 4.0
 
 Row = dict[str, Any]
 
@@ -51,6 +56,8 @@ def measure_compressions(
         reference = load_backbone(backbones[0], UNCOMPRESSED, device)
         held_out = fitting(examples, reference)
         pairs = [(backbones[0], name) for name in quantizations] + [(name, UNCOMPRESSED) for name in backbones[1:]]
+        tokenized = [tokens for _, tokens in held_out]
+        resident = resident_bytes(reference.model)
         base = answer_perplexity(reference, held_out, _step(report, 0, len(pairs) + 1, "scoring the backbone"))
         rows: list[Row] = []
         for number, (name, quantization) in enumerate(pairs, start=1):
@@ -62,14 +69,14 @@ def measure_compressions(
                 rows.append(row | {"refused": portable(str(error))})
                 continue
             speeds = tokens_per_second((reference, compressed), held_out)
-            steps = _step_seconds((reference, compressed), [tokens for _, tokens in held_out[:STEP_BATCH_SIZE]])
+            steps = median_in_turns([_local_step(each, tokenized) for each in (reference, compressed)], STEP_SECONDS)
             perplexity = answer_perplexity(compressed, held_out, show)
             rows.append(
                 row
                 | {
                     "disk_bytes": disk_bytes(compressed),
-                    "resident_bytes": resident_bytes(compressed.model),
-                    "resident_ratio": resident_bytes(compressed.model) / resident_bytes(reference.model),
+                    "resident_bytes": (held := resident_bytes(compressed.model)),
+                    "resident_ratio": held / resident,
                     "tokens_per_second": speeds[1],
                     "speed_ratio": speeds[1] / speeds[0],
                     "step_seconds": steps[1],
@@ -94,37 +101,20 @@ def measure_compressions(
     console.print(f"written to {output / JSON} and {output / DOCUMENT}", soft_wrap=True)
 
 
-def _step_seconds(backbones: Sequence[Backbone], tokenized: Sequence[Any]) -> list[float]:
-    """Return the median time of a local step of the default mixture on each backbone, taken in turns."""
-    settings = TrainSettings(
-        num_steps=1,
-        batch_size=STEP_BATCH_SIZE,
-        learning_rate=0.01,
-        gate_learning_rate=0.001,
-        balance_weight=0.0,
-        task_weights="size",
-        task_weight_learning_rate=0.01,
-    )
-    times: list[list[float]] = [[] for _ in backbones]
-    end = math.inf
-    turn = 0
-    while turn < 4 or time.monotonic() < end:
-        for own, backbone in zip(times, backbones, strict=True):
-            with PromptedBackbone(backbone, _mixture(backbone)) as prompted:
-                start = time.perf_counter()
-                train(prompted, tokenized, settings, np.random.default_rng(turn))
-                own.append(time.perf_counter() - start)
-        end = time.monotonic() + STEP_SECONDS if turn == 0 else end  # the first turn warms up
-        turn += 1
-    return [statistics.median(own[1:]) for own in times]
-
-
-def _mixture(backbone: Backbone) -> Mixture:
-    shapes = probe_kv_shapes(backbone, injection_layer(backbone, -1))
-    spec = MixtureSpec(16, 2, 64, backbone.hidden_size, shapes)
+def _local_step(backbone: Backbone, tokenized: Sequence[TokenizedExample]) -> Callable[[], Any]:
+    """Return a local step of the default mixture on a backbone, which stays plain between steps."""
+    config = read_config(resolve([]))
+    shapes = probe_kv_shapes(backbone, injection_layer(backbone, config.injection_layer))
+    spec = config.mixture_spec(backbone.hidden_size, shapes, (), backbone.hidden_size)
     mixture = Mixture(spec).to(backbone.device)
     mixture.load_arrays(initial_arrays(spec, np.random.default_rng(0)))
-    return mixture
+    settings = settings_of(config, num_steps=1)
+
+    def step() -> None:
+        with PromptedBackbone(backbone, mixture) as prompted:
+            train(prompted, tokenized[: config.batch_size], settings, np.random.default_rng(0))
+
+    return step
 
 
 def _step(report: ProgressReport, number: int, count: int, line: str) -> Callable[[float], None]:

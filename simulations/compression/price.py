@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -100,19 +102,25 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def tokens_per_second(backbones: Sequence[Backbone], held_out: Sequence[Scored]) -> list[float]:
-    """Return the speed of each backbone's median forward pass over some texts.
-
-    Passes take turns, so that what else the machine does slows all alike; the first ones warm up.
-    """
+    """Return the speed of each backbone's median forward pass over some texts."""
     texts = [tokens for _, tokens in held_out[:SPEED_BATCH_SIZE]]
     batch = collate(texts, pad_id(backbones[0].tokenizer), backbones[0].device)
-    for backbone in backbones:
-        _seconds(backbone, batch)
-    end = time.monotonic() + SPEED_SECONDS
-    rounds = [[_seconds(backbone, batch) for backbone in backbones]]
+    passes = [partial(_pass, backbone, batch) for backbone in backbones]
+    return [int(batch.attention_mask.sum()) / seconds for seconds in median_in_turns(passes, SPEED_SECONDS)]
+
+
+def median_in_turns(work: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Return the median time (s) of each piece of work, done again and again for so long.
+
+    They take turns, so that what else the machine does slows all alike; the first ones warm up.
+    """
+    for each in work:
+        each()
+    end = time.monotonic() + seconds
+    turns = [[_seconds(each) for each in work]]
     while time.monotonic() < end:
-        rounds.append([_seconds(backbone, batch) for backbone in backbones])
-    return [int(batch.attention_mask.sum()) / statistics.median(times) for times in zip(*rounds, strict=True)]
+        turns.append([_seconds(each) for each in work])
+    return [statistics.median(times) for times in zip(*turns, strict=True)]
 
 
 def answer_perplexity(backbone: Backbone, held_out: Sequence[Scored], on_share: Callable[[float], None]) -> float:
@@ -126,7 +134,11 @@ def answer_perplexity(backbone: Backbone, held_out: Sequence[Scored], on_share: 
     return score.perplexity
 
 
-def _seconds(backbone: Backbone, batch: Batch) -> float:
-    start = time.perf_counter()
+def _pass(backbone: Backbone, batch: Batch) -> None:
     float(forward(backbone, batch.input_ids, batch.attention_mask, num_logits=1).sum())  # waits for a GPU
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
     return time.perf_counter() - start
