@@ -50,15 +50,7 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
             f"num-clients is {config.num_clients}, but there are only {num_training} training examples: "
             "ask for fewer clients or raise train-examples"
         )
-    partitions = partition(
-        examples,
-        config.partition,
-        config.num_clients,
-        config.seed,
-        dirichlet_alpha=config.dirichlet_alpha,
-        tasks_per_client=config.tasks_per_client,
-        shards_per_client=config.shards_per_client,
-    )
+    partitions = partition(examples, config)
     for client, owned in enumerate(partitions):
         _check_splits(owned, config, f"client {client} of {config.num_clients}")
     return partitions
@@ -72,32 +64,15 @@ def _check_splits(owned: Sequence[Example], config: Config, who: str) -> None:
             raise ValueError(f"{who} owns no {split} examples: {fewer}give data with more of that split")
 
 
-def partition(
-    examples: Sequence[Example],
-    method: str,
-    num_clients: int,
-    seed: int,
-    *,
-    dirichlet_alpha: float,
-    tasks_per_client: int,
-    shards_per_client: int,
-) -> tuple[tuple[Example, ...], ...]:
-    """Deal examples out to clients by a value of the key `partition`; no example has two owners.
+def partition(examples: Sequence[Example], config: Config) -> tuple[tuple[Example, ...], ...]:
+    """Deal examples out to clients as the key `partition` says; no example has two owners.
 
     A pathological draw may leave a task without an owner, and shards of equal size some examples. Raises ValueError for
     what cannot be dealt out so.
     """
     shuffled = list(examples)
-    random.Random(f"{seed}/partition").shuffle(shuffled)
-    partitioner = partitioner_for(
-        shuffled,
-        method,
-        num_clients,
-        seed,
-        dirichlet_alpha=dirichlet_alpha,
-        tasks_per_client=tasks_per_client,
-        shards_per_client=shards_per_client,
-    )
+    random.Random(f"{config.seed}/partition").shuffle(shuffled)
+    partitioner = partitioner_for(shuffled, config)
     partitioner.dataset = datasets.Dataset.from_dict(
         {
             "index": list(range(len(shuffled))),
@@ -108,10 +83,11 @@ def partition(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Dirichlet warns at every attempt; the error says it once
-            parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
+            parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
     except ValueError as error:
-        expected = f": {MENDS[method]} gives more" if method in MENDS else ""
+        expected = f": {MENDS[config.partition]} gives more" if config.partition in MENDS else ""
         raise ValueError(
-            f"partition={method} leaves some of {num_clients} clients without examples{expected} ({error})"
+            f"partition={config.partition} leaves some of {config.num_clients} clients without examples{expected} "
+            f"({error})"
         ) from None
     return tuple(tuple(shuffled[index] for index in part) for part in parts)

@@ -14,40 +14,33 @@ from flwr_datasets.partitioner import (
     ShardPartitioner,
 )
 
+from common.config import Config
 from common.example import Example
 
 # A task is held by clients of each of so many groups; a group sees the task in its own style.
 NUM_GROUPS = 2
 
 
-def partitioner_for(
-    examples: Sequence[Example],
-    method: str,
-    num_clients: int,
-    seed: int,
-    *,
-    dirichlet_alpha: float,
-    tasks_per_client: int,
-    shards_per_client: int,
-) -> Partitioner:
-    """Return what deals out rows with the columns `task` and `source`, by a value of the key `partition`.
+def partitioner_for(examples: Sequence[Example], config: Config) -> Partitioner:
+    """Return what deals out rows with the columns `task` and `source`, as the key `partition` says.
 
     Raises ValueError for what cannot be dealt out so.
     """
+    method, num_clients, seed = config.partition, config.num_clients, config.seed
     if method == "iid":
         return IidPartitioner(num_clients)
     if method == "dirichlet":
-        return DirichletPartitioner(num_clients, "task", dirichlet_alpha, min_partition_size=1, seed=seed)
+        return DirichletPartitioner(num_clients, "task", config.dirichlet_alpha, min_partition_size=1, seed=seed)
     if method == "pathological":
         num_tasks = len({example.task for example in examples})
-        if tasks_per_client > num_tasks:
+        if config.tasks_per_client > num_tasks:
             raise ValueError(
-                f"tasks-per-client must be at most {num_tasks}, the tasks of the data, got {tasks_per_client}"
+                f"tasks-per-client must be at most {num_tasks}, the tasks of the data, got {config.tasks_per_client}"
             )
         # As in the paper that flwr-datasets follows (arXiv 2102.02079): the first task in turn, the others drawn.
-        return PathologicalPartitioner(num_clients, "task", tasks_per_client, "first-deterministic", seed=seed)
+        return PathologicalPartitioner(num_clients, "task", config.tasks_per_client, "first-deterministic", seed=seed)
     if method == "shard":
-        return ShardPartitioner(num_clients, "task", num_shards_per_partition=shards_per_client, seed=seed)
+        return ShardPartitioner(num_clients, "task", num_shards_per_partition=config.shards_per_client, seed=seed)
     if method == "by-source":
         sources = sorted({example.source for example in examples})
         if len(sources) != num_clients:

@@ -22,7 +22,7 @@ def config(**changes):
 
 def partition(examples, method, num_clients, seed=0, alpha=10.0, tasks=2, shards=2):
     how = {"dirichlet_alpha": alpha, "tasks_per_client": tasks, "shards_per_client": shards}
-    return deal(examples, method, num_clients, seed, **how)
+    return deal(examples, config(partition=method, num_clients=num_clients, seed=seed, **how))
 
 
 def built_in(train=20, test=10):
