@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
@@ -29,16 +29,23 @@ from simulations.compression import compressions_table
 
 RESULTS, SUMMARY_PAGE = Path("docs") / "results", Path("docs") / "results.md"
 FIGURE = re.compile(r"\d+\.\d+")
-# What writes the document beside a JSON file, by the file's name.
-DOCUMENTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    sweep_table.JSON: (sweep_table.TABLE, sweep_table.document),
-    comparison_report.JSON: (comparison_report.DOCUMENT, comparison_table.document),
-    compressions_table.JSON: (compressions_table.DOCUMENT, compressions_table.document),
-}
-SECTIONS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
-    sweep_table.JSON: sweep_table.sections,
-    comparison_report.JSON: comparison_table.sections,
-    compressions_table.JSON: compressions_table.sections,
+
+
+class Kind(NamedTuple):
+    """What is made of a JSON file: the document beside it, and the sections that other documents may show."""
+
+    document: str
+    written: Callable[[dict[str, Any]], str]
+    sections: Callable[[dict[str, Any]], dict[str, str]]
+
+
+# By the file's name.
+KINDS = {
+    sweep_table.JSON: Kind(sweep_table.TABLE, sweep_table.document, sweep_table.sections),
+    comparison_report.JSON: Kind(comparison_report.DOCUMENT, comparison_table.document, comparison_table.sections),
+    compressions_table.JSON: Kind(
+        compressions_table.DOCUMENT, compressions_table.document, compressions_table.sections
+    ),
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
 
@@ -75,9 +82,9 @@ def rebuild(root: Path, write: bool) -> list[str]:
     if (page := root / SUMMARY_PAGE).is_file():
         loose = loose_figures(page.read_text(encoding="utf-8"), str(SUMMARY_PAGE))
         differing += [f"{SUMMARY_PAGE}: {figure} is in no block" for figure in loose]
-    for name, (document, written) in DOCUMENTS.items():
+    for name, kind in KINDS.items():
         for source in sorted((root / RESULTS).rglob(name)):
-            path, new = source.with_name(document), written(_read(source))
+            path, new = source.with_name(kind.document), kind.written(_read(source))
             if not path.is_file() or path.read_text(encoding="utf-8") != new:
                 differing.append(str(path.relative_to(root)))
                 if write:
@@ -121,10 +128,10 @@ def loose_figures(text: str, where: str) -> list[str]:
 
 def _section(root: Path, source: str, name: str, where: str) -> str:
     path = root / source
-    if path.name not in DOCUMENTS or not path.is_file():
-        raise ValueError(f"{where}: {source} must be a {' or '.join(DOCUMENTS)} of this repository")
+    if path.name not in KINDS or not path.is_file():
+        raise ValueError(f"{where}: {source} must be a {' or '.join(KINDS)} of this repository")
     report = _read(path)
-    sections = SECTIONS[path.name](report)
+    sections = KINDS[path.name].sections(report)
     if name not in sections:
         hint = did_you_mean(name, list(sections), otherwise=f"expected {', '.join(sections)}")
         raise ValueError(f"{where}: {source} has no section {name!r}: {hint}")
