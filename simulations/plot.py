@@ -14,6 +14,7 @@ from simulations.grid import shown
 
 LOG_SPAN = 20
 MAX_TICKS = 12
+LONGEST_LEVEL_LABEL = 16  # characters; longer ones would run into each other
 
 Measured = Sequence[tuple[Sequence[Value], float]]  # the values of the swept keys, and a perplexity
 
@@ -66,7 +67,12 @@ def _scale_x(axes: Axes, places: dict[Value, float]) -> None:
     if not categories and _wants_log(list(places.values())):
         axes.set_xscale("log")
     if categories or len(places) <= MAX_TICKS:
-        axes.set_xticks(list(places.values()), [_plain(shown(value)) for value in places])
+        labels = [_plain(shown(value)) for value in places]
+        axes.set_xticks(list(places.values()), labels)
+        if categories and max(map(len, labels)) > LONGEST_LEVEL_LABEL:
+            axes.tick_params(axis="x", labelrotation=20)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
         axes.xaxis.set_minor_locator(NullLocator())
 
 

@@ -73,6 +73,12 @@ def test_texts_and_truths_stand_side_by_side_in_their_order(
     assert shown == (labels or ["true", "false"])
 
 
+@pytest.mark.parametrize(("name", "angle"), [("usage", 0), ("usage+false+../shared/models/stories", 20)])
+def test_long_texts_are_turned_so_that_none_runs_into_the_next(drawn: list[Figure], name: str, angle: float) -> None:
+    draw(["gate"], [((name,), 1.0), (("both",), 2.0)], "perplexity")
+    assert [label.get_rotation() for label in drawn[0].axes[0].get_xticklabels()] == [angle, angle]
+
+
 def test_no_pyplot_is_loaded() -> None:
     code = "import sys, simulations.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
