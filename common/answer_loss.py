@@ -14,5 +14,6 @@ def answer_nll(
 
     Logits and labels end at the same position, so the logits before it predict the labels.
     """
-    predictions = logits[:, :-1].transpose(1, 2)
-    return F.cross_entropy(predictions, labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
+    predictions = logits[:, :-1].flatten(0, 1)
+    nll = F.cross_entropy(predictions, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll.view(labels.shape).sum(dim=1)

@@ -134,6 +134,7 @@ def load_model(
             "needs, or give the unquantized checkpoint"
         ) from None
     freeze(model.eval())
+    feed_head_contiguously(model)
     check_gradients(model, quantization)
     return model, tokenizer, place
 
@@ -142,6 +143,16 @@ def freeze(model: nn.Module) -> None:
     """Let nothing of a model be trained, and keep the gradients that pass through it exact."""
     model.requires_grad_(False)
     _keep_exact_gradients(model)
+
+
+def feed_head_contiguously(model: Any) -> None:
+    """Copy what enters the head, the last positions of all, to lie in one piece.
+
+    From a slice, torch 2.13 multiplies bfloat16 text by text on a CPU, with a copy of the head's weights for each.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
 
 
 def _architecture(source: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file
 from tiny import LAYERS, batch_of, byte_tokenizer, logits_of, mixture_for, tiny_llama
+from torch.profiler import ProfilerActivity, profile
 
 from common import backbone as backbone_module
 from common.answer_loss import answer_nll
@@ -209,3 +210,13 @@ def test_a_checkpoint_whose_quantization_cannot_be_loaded_is_refused_by_name(tmp
     with pytest.raises(ValueError, match=r"is quantized by gptq, which cannot be loaded here .*: install what") as told:
         load_backbone.__wrapped__(str(tmp_path), "stored", "cpu")
     assert "\n" not in str(told.value)
+
+
+def test_the_heads_weights_are_not_copied_for_each_text():
+    backbone = load_backbone("skills", "none", "cpu", "bfloat16")
+    batch = batch_of(count=8)
+    weights = backbone.model.get_output_embeddings().weight.nbytes
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        forward(backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
+    made = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert 8 * weights not in made
