@@ -10,10 +10,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.adapter import Tuned
+from client.adapter import Trainee, Tuned
 from client.task_weights import JointLoss
 from common.answer_loss import answer_nll
-from common.batches import IGNORED, TokenizedExample, collate, pad_id
+from common.batches import IGNORED, Batch, TokenizedExample, collate, pad_id
 from common.config import Config, TaskWeights
 from common.mixture import ParameterKind
 
@@ -77,6 +77,38 @@ def balance_penalty(log_weights: Float[Tensor, "batch experts"]) -> Float[Tensor
     return (mean * (mean.clamp_min(1e-9) * mean.shape[0]).log()).sum()
 
 
+def new_optimizer(trainee: Trainee, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return the optimizer of what is trained, each kind at its own rate."""
+    rates: dict[ParameterKind, float] = {
+        "prompts": settings.learning_rate,
+        "gate": settings.gate_learning_rate,
+        "task-weights": settings.task_weight_learning_rate,
+    }
+    by_kind = trainee.trained_parameters().items()
+    groups = [{"params": trained, "lr": rates[kind]} for kind, trained in by_kind if trained]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def train_step(
+    tuned: Tuned, batch: Batch, joint_loss: JointLoss, balance_weight: float, optimizer: torch.optim.Optimizer
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch experts"]]:
+    """Train on one batch; return the loss (nats per answer token, tasks unweighted) and the experts' log weights."""
+    logits, log_weights = tuned.logits(batch)
+    num_tokens = (batch.labels != IGNORED).sum()
+    nll = answer_nll(logits, batch.labels)
+    gated = log_weights[:, : tuned.trainee.spec.num_gated]
+    objective = joint_loss(nll, num_tokens, batch.tasks) + balance_weight * balance_penalty(gated)
+    optimizer.zero_grad()
+    objective.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(_parameters(optimizer), MAX_GRADIENT_NORM)
+    optimizer.step()
+    return nll.detach().sum() / num_tokens, log_weights.detach()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def train(
     tuned: Tuned,
     examples: Sequence[TokenizedExample],
@@ -88,16 +120,8 @@ def train(
     Raises FloatingPointError when the loss is not finite: a client must not send such an update.
     """
     trainee, backbone, spec = tuned.trainee, tuned.backbone, tuned.trainee.spec
-    rates: dict[ParameterKind, float] = {
-        "prompts": settings.learning_rate,
-        "gate": settings.gate_learning_rate,
-        "task-weights": settings.task_weight_learning_rate,
-    }
-    by_kind = {kind: trained for kind, trained in trainee.trained_parameters().items() if trained}
-    parameters = [parameter for trained in by_kind.values() for parameter in trained]
     joint_loss = JointLoss(settings.task_weights, trainee, [example.task for example in examples])
-    groups = [{"params": trained, "lr": rates[kind]} for kind, trained in by_kind.items()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = new_optimizer(trainee, settings)
     losses: list[Tensor] = []
     usage = torch.zeros(spec.num_experts, dtype=torch.float64, device=backbone.device)
     entropy = torch.zeros((), dtype=torch.float64, device=backbone.device)
@@ -106,21 +130,13 @@ def train(
     padding = pad_id(backbone.tokenizer)
     for indices in batches:
         batch = collate([examples[index] for index in indices], padding, backbone.device)
-        logits, log_weights = tuned.logits(batch)
-        gated = log_weights[:, : spec.num_gated]
-        num_tokens = (batch.labels != IGNORED).sum()
-        nll = answer_nll(logits, batch.labels)
-        objective = joint_loss(nll, num_tokens, batch.tasks) + settings.balance_weight * balance_penalty(gated)
-        optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        optimizer.step()
-        losses.append(nll.detach().sum() / num_tokens)
-        usage += log_weights.detach().double().exp().sum(dim=0)
-        entropy += torch.special.entr(gated.detach().double().exp()).sum()
+        loss, log_weights = train_step(tuned, batch, joint_loss, settings.balance_weight, optimizer)
+        losses.append(loss)
+        usage += log_weights.double().exp().sum(dim=0)
+        entropy += torch.special.entr(log_weights[:, : spec.num_gated].double().exp()).sum()
         tasks_seen.update(batch.tasks)
     mean_loss = torch.stack(losses).mean().item()
-    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in parameters):
+    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in _parameters(optimizer)):
         raise FloatingPointError(
             f"training diverged (loss {mean_loss:.3g}): lower learning-rate, now {settings.learning_rate}"
         )
