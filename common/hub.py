@@ -5,17 +5,19 @@ from functools import cache
 from pathlib import Path
 
 # What a decoder needs: no weights in other formats, no pictures.
-PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHTS = "*.safetensors"
+PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 # A child of Flower's logger, so that it is shown where the client runs.
 log = logging.getLogger("flwr.fedmops")
 
 
 @cache
-def local_directory(source: str) -> Path:
+def local_directory(source: str, weights: bool = True) -> Path:
     """Return the directory of a backbone's files, downloaded or found in the hub's cache for `owner/name[@revision]`.
 
-    With HF_HUB_OFFLINE=1 only the cache is looked at. Raises ValueError, in one line, where the files cannot be had.
+    `weights=False` leaves the weights on the hub. With HF_HUB_OFFLINE=1 only the cache is looked at. Raises ValueError,
+    in one line, where the files cannot be had.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -24,7 +26,8 @@ def local_directory(source: str) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
+        wanted = [*PATTERNS, WEIGHTS] if weights else PATTERNS
+        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -21,6 +21,7 @@ from simulations.compression.texts import choose_texts, held_out_examples
 from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.harness import evaluate_run, read_options
 from simulations.partitions import show_partitions
+from simulations.plan import plan, read_lengths
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
 from simulations.simulate import Engine, simulate, spin_briefly
@@ -59,6 +60,18 @@ def partitions_command(
 ) -> None:
     """Show which client would own how much of which task, before anything is trained."""
     show_partitions(words or [], output, console)
+
+
+@app.command("plan")
+def plan_command(
+    words: Words = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.0, help="GiB; says how many clients fit into it")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="TEXT+ANSWER", help="longest text and answer (tokens); default: the data's")
+    ] = None,
+) -> None:
+    """Say what a run would need, without loading weights: parameters, bytes on the wire, memory of each client."""
+    plan(words or [], read_lengths(lengths), gpu_memory, console)
 
 
 @app.command("sweep")

@@ -1,0 +1,1 @@
+"""`fedmops plan`: what a run will need, found out without its weights."""
