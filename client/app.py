@@ -25,7 +25,7 @@ from common.backbone import Backbone, load_backbone
 from common.backbone_source import locate
 from common.config import OWN_PARTITION, Config
 from common.decoder import injection_layer, probe_kv_shapes
-from common.fingerprint import fingerprint
+from common.fingerprint import fingerprint, tokenizer_hash, weights_hash
 from common.injection import PromptedBackbone
 from common.measures import Measured
 from common.mixture import Mixture
@@ -63,10 +63,12 @@ def on_prepare(message: Message, context: Context) -> Message:
     config, partition, backbone, data = _open(context)
     layer = injection_layer(backbone, config.injection_layer)
     inputs = _gate_inputs(config, partition, backbone)
-    sums = sums_by_task(inputs, data.train.examples)
+    sums, source = sums_by_task(inputs, data.train.examples), locate(config.backbone)
     reply = PrepareReply(
         partition=partition,
         fingerprint=_fingerprint(config, backbone, str(context.run_config["quantization"])),
+        weights_hash=weights_hash(source),
+        tokenizer_hash=tokenizer_hash(source),
         quantization=config.quantization,
         hidden_size=backbone.hidden_size,
         gate_input_size=inputs.shape[1],

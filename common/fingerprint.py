@@ -1,7 +1,9 @@
-"""A backbone's fingerprint: a hash of its files. Imports no torch, nor transformers but for a hub id."""
+"""A backbone's fingerprint: a hash of its files, and of parts of them. Imports no torch, transformers for hub ids."""
 
 import hashlib
 import json
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from common.backbone_source import STORED
@@ -14,20 +16,49 @@ def fingerprint(source: str, quantization: str) -> str:
     `source` is a directory or a hub id. Files rather than loaded tensors: two devices may round a quantized weight
     differently, and a quantized model of several GB hashes slowly. Raises ValueError where there are no safetensors.
     """
+    parts = [quantization.encode(), *_model_parts(source), *_tokenizer_parts(source)]
+    return _hash(parts)
+
+
+def weights_hash(source: str) -> str:
+    """Hash the files of weights and architecture alone. Raises ValueError where there are no safetensors."""
+    return _hash(_model_parts(source))
+
+
+def tokenizer_hash(source: str) -> str:
+    """Hash the tokenizer's file alone."""
+    return _hash(_tokenizer_parts(source))
+
+
+def _hash(parts: list[bytes]) -> str:
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def _model_parts(source: str) -> list[bytes]:
     directory = local_directory(source)
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"backbone {source!r} has no *.safetensors: save it with save_pretrained, which writes them")
-    digest = hashlib.blake2b(quantization.encode(), digest_size=16)
     architecture = json.loads((directory / "config.json").read_text())
     for name in ("transformers_version", "_name_or_path"):  # who saved it and where, not what it is
         architecture.pop(name, None)
-    digest.update(json.dumps(architecture, sort_keys=True).encode())
-    for path in [*weights, directory / "tokenizer.json"]:
-        if path.is_file():
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+    return [json.dumps(architecture, sort_keys=True).encode(), *map(_digest_of, weights)]
+
+
+def _tokenizer_parts(source: str) -> list[bytes]:
+    path = local_directory(source) / "tokenizer.json"
+    return [_digest_of(path)] if path.is_file() else []
+
+
+def _digest_of(path: Path) -> bytes:
+    found = path.stat()
+    return _digest_once(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)  # 14 GB take some 15 s, and are asked for in several combinations
+def _digest_once(path: Path, size: int, modified: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def is_quantized(source: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,21 +75,55 @@ def prepare_clients(
     )
     if not exchanged.replies:
         raise RuntimeError(f"no client could prepare: {next(iter(exchanged.failures.values()))}")
-    usual, _ = Counter(_backbone(reply) for reply in exchanged.replies.values()).most_common(1)[0]
+    usual = _most_common_backbone(list(exchanged.replies.values()))
     preparation = Preparation()
     for node, reply in sorted(exchanged.replies.items(), key=lambda item: item[1].partition):
-        if _backbone(reply) == usual:
+        if _backbone(reply) == _backbone(usual):
             preparation.nodes[reply.partition] = node
             preparation.replies[reply.partition] = reply
         else:
-            exchanged.failures[node] = (
-                f"client {reply.partition} is left out: its backbone has the fingerprint {reply.fingerprint}, "
-                f"most have {usual[0]}: give it the same weights and tokenizer"
-            )
+            exchanged.failures[node] = f"client {reply.partition} is left out: {difference(reply, usual)}"
             log.warning("%s", exchanged.failures[node])
     preparation.count(PREPARE, exchanged)
     return preparation
 
 
-def _backbone(reply: PrepareReply) -> tuple[str, int, int, tuple[tuple[int, tuple[int, int, int]], ...]]:
-    return reply.fingerprint, reply.hidden_size, reply.gate_input_size, tuple(sorted(reply.kv_shapes.items()))
+def _backbone(reply: PrepareReply) -> tuple[Hashable, ...]:
+    hashes = reply.fingerprint, reply.weights_hash, reply.tokenizer_hash
+    return *hashes, reply.hidden_size, reply.gate_input_size, _kv_shapes(reply)
+
+
+def _most_common_backbone(replies: Sequence[PrepareReply]) -> PrepareReply:
+    """Return a reply of those who have the most common backbone."""
+    count = Counter(map(_backbone, replies))
+    return max(replies, key=lambda reply: count[_backbone(reply)])
+
+
+def difference(reply: PrepareReply, usual: PrepareReply) -> str:
+    """Say in one line in what a client's backbone differs from most clients', and the mend."""
+    files = (
+        ("weights differ", reply.weights_hash[:8], usual.weights_hash[:8], "config.json and *.safetensors"),
+        ("tokenizer differs", reply.tokenizer_hash[:8], usual.tokenizer_hash[:8], "tokenizer.json"),
+    )
+    told = [
+        f"its {what} from most clients' ({own} / {most}): copy {which} from them"
+        for what, own, most, which in files
+        if own != most
+    ]
+    of_the_same_files = (
+        ("hidden size", reply.hidden_size, usual.hidden_size),
+        ("size of the gate's input", reply.gate_input_size, usual.gate_input_size),
+        ("shape of keys and values by layer", _kv_shapes(reply), _kv_shapes(usual)),
+        ("fingerprint under the run's quantization", reply.fingerprint[:8], usual.fingerprint[:8]),
+    )
+    for what, own_value, most_value in of_the_same_files:
+        if not told and own_value != most_value:
+            told.append(
+                f"its {what} differs from most clients' ({own_value} / {most_value}), though weights and tokenizer are "
+                "the same: install their versions of fedmops and transformers"
+            )
+    return "; ".join(told)
+
+
+def _kv_shapes(reply: PrepareReply) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+    return tuple(sorted(reply.kv_shapes.items()))

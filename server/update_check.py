@@ -1,10 +1,11 @@
 """The checks of what clients send before it is used: the server trusts none."""
 
+import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from common.config import QUANTIZATIONS
+from common.config import QUANTIZATIONS, kebab
 from common.measures import TEXT_MEASURES, Measured
 from common.mixture_spec import Spec
 from common.perplexity import AnswerScore
@@ -74,6 +75,9 @@ def check_evaluate_reply(reply: EvaluateReply, spec: Spec) -> None:
 
 def check_prepare_reply(reply: PrepareReply) -> None:
     """Raise ValueError, naming the thing, unless shapes and values are what the gate's statistics can be."""
+    for name in ("fingerprint", "weights_hash", "tokenizer_hash"):
+        if not re.fullmatch("[0-9a-f]{32}", getattr(reply, name)):
+            raise ValueError(f"{kebab(name)} is {getattr(reply, name)[:40]!r}, expected 32 hexadecimal digits")
     if reply.quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization is {reply.quantization[:40]!r}, expected one of {', '.join(QUANTIZATIONS)}")
     tasks, hidden = len(reply.tasks), reply.gate_input_size

@@ -36,12 +36,15 @@ MAX_CARD_CHARACTERS = 100_000  # most have about a thousand; some name every lay
 class PrepareReply:
     """What a client tells once: its backbone, and sums of the gate's input over its training examples by task.
 
+    `fingerprint` names the backbone under the run's quantization; the hashes tell apart what of it may differ.
     `sums` and `squares` are `[tasks, gate input]`, `counts` is `[tasks]`. `kv_shapes` maps layers to (key/value heads,
     key size, value size). Scores and measures are those of the backbone alone.
     """
 
     partition: int
     fingerprint: str
+    weights_hash: str
+    tokenizer_hash: str
     quantization: str
     hidden_size: int
     gate_input_size: int
@@ -76,6 +79,8 @@ def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
         {
             "partition": reply.partition,
             "fingerprint": reply.fingerprint,
+            "weights-hash": reply.weights_hash,
+            "tokenizer-hash": reply.tokenizer_hash,
             "quantization": reply.quantization,
             "hidden-size": reply.hidden_size,
             "gate-input-size": reply.gate_input_size,
@@ -99,6 +104,8 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
     return PrepareReply(
         partition=read_count(about["partition"]),
         fingerprint=str(about["fingerprint"]),
+        weights_hash=str(about["weights-hash"]),
+        tokenizer_hash=str(about["tokenizer-hash"]),
         quantization=str(about["quantization"]),
         hidden_size=read_count(about["hidden-size"]),
         gate_input_size=read_count(about["gate-input-size"]),

@@ -14,8 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from common import backbone as backbone_module
 from common.answer_loss import answer_nll
 from common.backbone import compute_dtype, load_backbone, resolve_device
+from common.backbone_source import locate
 from common.decoder import forward
-from common.fingerprint import fingerprint_of
+from common.fingerprint import fingerprint, fingerprint_of, tokenizer_hash, weights_hash
 from common.injection import PromptedBackbone
 from common.tokenizer import train_tokenizer
 
@@ -149,6 +150,33 @@ def test_the_fingerprint_tells_architecture_but_not_who_saved_it(tmp_path):
     plain = fingerprint("plain")
     assert fingerprint("older", transformers_version="5.0.0") == plain
     assert fingerprint("wider", rms_norm_eps=1e-3) != plain
+
+
+def test_weights_and_tokenizer_have_a_hash_each(tmp_path):
+    def hashes(directory):
+        return weights_hash(directory), tokenizer_hash(directory)
+
+    first = hashes(save(tmp_path / "first"))
+    assert hashes(save(tmp_path / "same")) == first
+    other_weights = hashes(save(tmp_path / "weights", seed=1))
+    other_tokenizer = save(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    assert [own == of_first for own, of_first in zip(other_weights, first, strict=True)] == [False, True]
+    assert [own == of_first for own, of_first in zip(hashes(other_tokenizer), first, strict=True)] == [True, False]
+
+
+def test_a_file_that_changes_is_hashed_anew(tmp_path):
+    directory = save(tmp_path)
+    before = tokenizer_hash(directory)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    assert tokenizer_hash(directory) != before
+
+
+def test_saved_runs_of_the_built_in_backbone_still_match():
+    """The value that stands in their adapter_config.json."""
+    assert fingerprint(locate("skills"), "nf4") == "a672a2fa28804dd913fe525261bfa3d3"
 
 
 def test_weights_that_are_no_safetensors_are_refused(tmp_path):

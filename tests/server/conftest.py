@@ -39,6 +39,7 @@ from simulations.inline import InlineGrid
 SPEC = MixtureSpec(
     num_experts=3, tokens_per_expert=2, gate_hidden_size=4, hidden_size=5, kv_shapes={1: (2, 4, 6), 2: (1, 4, 4)}
 )
+FINGERPRINT, WEIGHTS, TOKENIZER = "5a" * 16, "7e" * 16, "70" * 16
 NUM_EXAMPLES = 8
 USAGE = ([8.0, 0.0, 0.0], [2.0, 6.0, 0.0], [1.0, 3.0, 4.0])  # of client, by expert
 
@@ -78,7 +79,9 @@ class FakeClients:
         tasks, inputs = [f"task {client}", "shared"], _gate_inputs(client)
         reply = PrepareReply(
             partition=client,
-            fingerprint="same",
+            fingerprint=FINGERPRINT,
+            weights_hash=WEIGHTS,
+            tokenizer_hash=TOKENIZER,
             quantization="none",
             hidden_size=SPEC.hidden_size,
             gate_input_size=SPEC.hidden_size,

@@ -25,6 +25,8 @@ def reply(client: int, by_task: dict[str, Float], domains: dict[str, str] | None
     return PrepareReply(
         partition=client,
         fingerprint="",
+        weights_hash="",
+        tokenizer_hash="",
         quantization="none",
         hidden_size=HIDDEN,
         gate_input_size=HIDDEN,

@@ -31,14 +31,54 @@ def test_the_backbones_scores_are_kept(prepare: Callable[[], Preparation], direc
     assert all('"round": 0, "phase": "backbone"' in line for line in lines)
 
 
-def test_a_client_with_another_backbone_is_left_out_by_name(
-    prepare: Callable[[], Preparation], clients: Any, caplog: pytest.LogCaptureFixture
+OTHER = "0123456789abcdef" * 2
+OF_WEIGHTS = "its weights differ from most clients' (01234567 / 7e7e7e7e): copy config.json and *.safetensors from them"
+OF_TOKENIZER = "its tokenizer differs from most clients' (01234567 / 70707070): copy tokenizer.json from them"
+SAME_FILES = "though weights and tokenizer are the same: install their versions of fedmops and transformers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": OTHER, "weights_hash": OTHER}, OF_WEIGHTS),
+        ({"fingerprint": OTHER, "tokenizer_hash": OTHER}, OF_TOKENIZER),
+        ({"weights_hash": OTHER, "tokenizer_hash": OTHER}, f"{OF_WEIGHTS}; {OF_TOKENIZER}"),
+        ({"weights_hash": OTHER, "kv_shapes": {}}, OF_WEIGHTS),
+        ({"hidden_size": 7}, f"its hidden size differs from most clients' (7 / 5), {SAME_FILES}"),
+        (
+            {"kv_shapes": {1: (2, 4, 6)}},
+            "its shape of keys and values by layer differs from most clients' "
+            f"(((1, (2, 4, 6)),) / ((1, (2, 4, 6)), (2, (1, 4, 4)))), {SAME_FILES}",
+        ),
+        (
+            {"fingerprint": OTHER},
+            "its fingerprint under the run's quantization differs from most clients' "
+            f"(01234567 / 5a5a5a5a), {SAME_FILES}",
+        ),
+    ],
+)
+def test_a_client_with_another_backbone_is_left_out_and_told_what_differs(
+    prepare: Callable[[], Preparation],
+    clients: Any,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    reason: str,
 ) -> None:
-    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, fingerprint="another")
+    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, **changes)
     prepared = prepare()
     assert list(prepared.nodes) == list(prepared.replies) == [1, 2]
-    assert "client 0 is left out: its backbone has the fingerprint another, most have same" in caplog.text
-    assert "client 0 is left out" in prepared.failed["prepare"][1000]
+    assert prepared.failed["prepare"][1000] == f"client 0 is left out: {reason}"
+    assert prepared.failed["prepare"][1000] in caplog.text
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "weights_hash", "tokenizer_hash"])
+@pytest.mark.parametrize("value", ["", "[red]" * 99, "5A" * 16, "5a" * 16 + chr(10)])
+def test_what_is_no_hash_is_rejected(
+    prepare: Callable[[], Preparation], clients: Any, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, **{name: value})
+    assert 0 not in prepare().nodes
+    assert f"reply rejected: {name.replace('_', '-')} is {value[:40]!r}, expected 32 hexadecimal digits" in caplog.text
 
 
 def test_a_client_that_names_no_quantization_of_ours_is_left_out(

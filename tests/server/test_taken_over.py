@@ -18,6 +18,7 @@ from server.preparation import prepare_clients
 from server.run_directory import RunDirectory
 from simulations.inline import InlineGrid
 
+SAME = "5a" * 16  # the fingerprint of the fixture `clients`
 Saved = Callable[[MixtureSpec], Arrays]
 
 
@@ -35,7 +36,7 @@ def save(earlier: Path) -> Saved:
     def write(spec: MixtureSpec) -> Arrays:
         arrays = {name: array + np.float32(0.25) for name, array in drawn(spec).items()}
         (earlier / WEIGHTS).write_bytes(weights_bytes(arrays))
-        (earlier / CARD).write_text(json.dumps(card(spec, "tiny", "same", 3)))
+        (earlier / CARD).write_text(json.dumps(card(spec, "tiny", SAME, 3)))
         return arrays
 
     return write
@@ -72,11 +73,11 @@ def test_a_gate_that_is_pretrained_anew_is_not_taken_over(
     saved, arrays = save(spec), first(replace(going_on, gate_pretraining="task"), spec)
     for name, array in saved.items():
         assert (arrays[name] == array).all() == name.startswith("pool."), name
-    assert taken_over(replace(going_on, gate_pretraining="task"), spec, "same").keys() == spec.pool().keys()
+    assert taken_over(replace(going_on, gate_pretraining="task"), spec, SAME).keys() == spec.pool().keys()
 
 
 def test_one_expert_starts_all(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
-    saved, arrays = save(replace(spec, num_experts=1)), taken_over(going_on, spec, "same")
+    saved, arrays = save(replace(spec, num_experts=1)), taken_over(going_on, spec, SAME)
     assert arrays.keys() == spec.pool().keys()
     for name, shape in spec.pool().items():
         assert arrays[name].shape == shape
@@ -87,7 +88,7 @@ def test_one_expert_starts_all(save: Saved, going_on: Config, spec: MixtureSpec)
 def test_hidden_prompts_are_taken_over(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
     spec = replace(spec, form="hidden")
     saved = save(spec)
-    np.testing.assert_array_equal(taken_over(going_on, spec, "same")["pool.hidden"], saved["pool.hidden"])
+    np.testing.assert_array_equal(taken_over(going_on, spec, SAME)["pool.hidden"], saved["pool.hidden"])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_prompts_of_other_shapes_are_refused_in_one_line(
 ) -> None:
     save(replace(spec, **changes))
     with pytest.raises(ValueError) as error:
-        taken_over(going_on, spec, "same")
+        taken_over(going_on, spec, SAME)
     assert str(error.value) == (
         f"the prompts of {earlier} have other shapes than this run's: give the same prompt-form, tokens-per-expert and "
         "injection-layer, and as many experts or one"
@@ -108,7 +109,7 @@ def test_prompts_of_other_shapes_are_refused_in_one_line(
 
 def test_prompts_of_another_backbone_are_refused(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
     save(spec)
-    with pytest.raises(ValueError, match=r"fingerprint same, but the run's backbone 'skills' has other: choose the"):
+    with pytest.raises(ValueError, match=rf"fingerprint {SAME}, but the run's backbone 'skills' has other: choose the"):
         taken_over(going_on, spec, "other")
 
 
@@ -116,7 +117,7 @@ def test_a_damaged_run_is_refused(save: Saved, going_on: Config, spec: MixtureSp
     save(spec)
     (earlier / WEIGHTS).write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"is no saved mixture, or damaged .*: choose another run"):
-        taken_over(going_on, spec, "same")
+        taken_over(going_on, spec, SAME)
 
 
 # --- The gate of an earlier run ---
@@ -127,7 +128,7 @@ TASKS = ("a", "b", "c")
 def test_a_task_keeps_its_embedding_by_its_name(save: Saved, going_on: Config, spec: MixtureSpec) -> None:
     old = replace(spec, gate="both", tasks=TASKS)
     saved = save(old)
-    arrays = taken_over(going_on, replace(old, tasks=("b", "c", "y", "z")), "same")
+    arrays = taken_over(going_on, replace(old, tasks=("b", "c", "y", "z")), SAME)
     embeddings, before = arrays["gate.task_embeddings"], saved["gate.task_embeddings"]
     np.testing.assert_array_equal(embeddings[:2], before[1:])
     for row in (2, 3):  # unknown to the earlier run
@@ -143,6 +144,6 @@ def test_a_gate_of_another_kind_or_size_is_left_and_the_log_says_so(
     save: Saved, going_on: Config, spec: MixtureSpec, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
 ) -> None:
     save(spec)
-    arrays = taken_over(going_on, replace(spec, **changes), "same")
+    arrays = taken_over(going_on, replace(spec, **changes), SAME)
     assert arrays.keys() == spec.pool().keys()
     assert "the gate of prompt-init is of another kind or size and is not taken over" in caplog.text

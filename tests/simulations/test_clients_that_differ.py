@@ -88,5 +88,16 @@ def test_other_weights_are_left_out_by_name_whatever_the_compression(
     save_file({name: array * 1.5 for name, array in weights.items()}, other / "model.safetensors", {"format": "pt"})
     result = run(f'[1]\nbackbone = "{other}"\nquantization = "int8"\n[2]\nquantization = "int8"')
     assert [row["client"] for row in result["clients"]] == [0, 2]
-    assert "client 1 is left out: its backbone has the fingerprint " in caplog.text
-    assert "give it the same weights and tokenizer" in caplog.text
+    assert "client 1 is left out: its weights differ from most clients' (" in caplog.text
+    assert "tokenizer differs" not in caplog.text
+
+
+def test_another_tokenizer_is_left_out_by_name(
+    run: Any, tiny_backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    result = run(f'[1]\nbackbone = "{other}"')
+    assert [row["client"] for row in result["clients"]] == [0, 2]
+    assert "client 1 is left out: its tokenizer differs from most clients' (" in caplog.text
+    assert "weights differ" not in caplog.text

@@ -254,7 +254,7 @@ def test_a_client_with_another_quantization_is_left_out_by_name(
         return client_app(message, context)
 
     directory = run(run_config(), app)  # type: ignore[arg-type]
-    assert "client 2 is left out: its backbone has the fingerprint " in caplog.text
+    assert "client 2 is left out: its fingerprint under the run's quantization differs " in caplog.text
     assert [row["client"] for row in json.loads((directory / "result.json").read_text())["clients"]] == [0, 1]
     assert {line["num_clients_evaluated"] for line in rounds(directory)} == {2}
 

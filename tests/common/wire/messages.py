@@ -47,7 +47,7 @@ def prepare_reply():
     counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
     kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
     return PrepareReply(
-        5, "abc", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES, MEASURED
+        5, "abc", "def", "123", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES, MEASURED
     )
 
 
