@@ -59,7 +59,7 @@ app = ClientApp()
 
 @app.query(PREPARE)
 def on_prepare(message: Message, context: Context) -> Message:
-    """Tell the backbone's fingerprint and shapes, the gate's sums, and the scores of the backbone alone."""
+    """Tell the backbone's fingerprint and shapes, the gate's sums, the backbone's own scores, and what was cut."""
     config, partition, backbone, data = _open(context)
     layer = injection_layer(backbone, config.injection_layer)
     inputs = _gate_inputs(config, partition, backbone)
@@ -79,6 +79,7 @@ def on_prepare(message: Message, context: Context) -> Message:
         sums=sums.sums,
         squares=sums.squares,
         scores=evaluate(backbone, data.evaluation.examples, data.evaluation.tokenized).scores,
+        data_counts=data.counts,
         measured=_measured(config, backbone, backbone, data.evaluation),
     )
     return Message(pack_prepare_reply(reply), reply_to=message)

@@ -3,35 +3,21 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 from client.gate_encoder import encoded
 from common.adapter_spec import PROMPT_METHODS
 from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
-from common.config import Config
+from common.config import OWN_PARTITION, Config
+from common.data_counts import CutCounts, DataCounts
 from common.example import Example
-from common.partition import partitions_of
+from common.partition import partitions_of, reading_of
 from common.prompt_tokens import PromptTooLongError, PromptWay
 
 # A child of Flower's logger, so that it is shown where the client runs.
 log = logging.getLogger("flwr.fedmops")
-
-
-@dataclass(frozen=True)
-class CutCounts:
-    """What became of a split's examples that were too long: left out for their answer or prompt, or cut."""
-
-    num_examples: int = 0
-    num_answers_too_long: int = 0
-    num_prompts_too_long: int = 0
-    num_prompts_cut: int = 0
-
-    @property
-    def num_left_out(self) -> int:
-        """Examples that are not in the split."""
-        return self.num_answers_too_long + self.num_prompts_too_long
 
 
 @dataclass(frozen=True)
@@ -40,15 +26,22 @@ class TokenizedSplit:
 
     examples: tuple[Example, ...]
     tokenized: tuple[TokenizedExample, ...]
-    counts: CutCounts = CutCounts()
+    counts: CutCounts = field(default_factory=CutCounts)
 
 
 @dataclass(frozen=True)
 class PartitionData:
-    """What a client trains on and what it is evaluated on."""
+    """What a client trains on and what it is evaluated on; bad rows of the data that it reads are not in it."""
 
     train: TokenizedSplit
     evaluation: TokenizedSplit
+    num_bad_rows: int = 0
+    is_own: bool = False
+
+    @property
+    def counts(self) -> DataCounts:
+        """What was cut, left out or skipped."""
+        return DataCounts(self.train.counts, self.evaluation.counts, self.num_bad_rows, self.is_own)
 
 
 def longest_text(config: Config, backbone: Backbone) -> int:
@@ -71,7 +64,12 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
     left.
     """
     owned = partitions_of(config)[partition]
-    return PartitionData(*(_split(config, partition, backbone, owned, name) for name in ("train", config.eval_split)))
+    return PartitionData(
+        train=_split(config, partition, backbone, owned, "train"),
+        evaluation=_split(config, partition, backbone, owned, config.eval_split),
+        num_bad_rows=reading_of(config).counts.num_bad,
+        is_own=config.partition == OWN_PARTITION,
+    )
 
 
 def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[Example], name: str) -> TokenizedSplit:

@@ -9,7 +9,7 @@ import datasets
 
 from common.config import OWN_PARTITION, Config
 from common.data.bad_row import BadRowError
-from common.data.load import load_examples
+from common.data.load import Reading, read_data
 from common.example import Example
 from common.partitioner import partitioner_for
 
@@ -28,19 +28,7 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
     Raises ValueError for data that cannot be read, and when a client would own no example to train on or none to
     evaluate on.
     """
-    try:
-        examples = load_examples(
-            config.data,
-            config.train_examples,
-            config.eval_examples,
-            config.eval_split,
-            config.seed,
-            config.tasks,
-            config.columns,
-            config.skip_bad_rows,
-        )
-    except BadRowError as error:
-        raise ValueError(f"{error} (skip-bad-rows=true leaves such rows out)") from None
+    examples = reading_of(config).examples
     if config.partition == OWN_PARTITION:
         _check_splits(examples, config, "the data")
         return (examples,) * config.num_clients
@@ -54,6 +42,24 @@ def partitions_of(config: Config) -> tuple[tuple[Example, ...], ...]:
     for client, owned in enumerate(partitions):
         _check_splits(owned, config, f"client {client} of {config.num_clients}")
     return partitions
+
+
+@lru_cache(maxsize=8)
+def reading_of(config: Config) -> Reading:
+    """Load a run's examples, with what became of the other rows. Raises ValueError for data that cannot be read."""
+    try:
+        return read_data(
+            config.data,
+            config.train_examples,
+            config.eval_examples,
+            config.eval_split,
+            config.seed,
+            config.tasks,
+            config.columns,
+            config.skip_bad_rows,
+        )
+    except BadRowError as error:
+        raise ValueError(f"{error} (skip-bad-rows=true leaves such rows out)") from None
 
 
 def _check_splits(owned: Sequence[Example], config: Config, who: str) -> None:

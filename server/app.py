@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import Config, read_config
+from common.data_counts import over_all_clients
 from common.mixture_arrays import Arrays
 from common.mixture_file import card
 from common.mixture_spec import Spec, num_parameters
@@ -121,6 +123,7 @@ def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> 
             "quantization": reply.quantization,
             "tasks": reply.tasks,
             "num_training_examples": int(reply.counts.sum()),
+            "data": asdict(reply.data_counts),
             "num_examples": before.num_examples,
             "num_tokens": before.num_tokens,
             "backbone_perplexity": before.perplexity,
@@ -133,6 +136,7 @@ def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> 
     scored = [row for row in clients if "perplexity" in row]
     return {
         "clients": clients,
+        "data": asdict(over_all_clients([reply.data_counts for reply in replies.values()])),
         "backbone_perplexity": geometric_mean(row["backbone_perplexity"] for row in scored),
         "perplexity": geometric_mean(row["perplexity"] for row in scored),
     }

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import astuple
 
 import numpy as np
 
@@ -89,6 +90,22 @@ def check_prepare_reply(reply: PrepareReply) -> None:
             raise ValueError(f"{name} must be finite float64 {list(shape)}, got {array.dtype} {list(array.shape)}")
     if (reply.counts < 1).any():
         raise ValueError("counts must be at least 1 for every task")
+    _check_data_counts(reply)
+
+
+def _check_data_counts(reply: PrepareReply) -> None:
+    """Raise ValueError, naming the split, unless counts are those of the examples that are trained on or scored."""
+    num_scored = sum(score.num_examples for score in reply.scores.values())
+    for name, counts, num_left in (
+        ("train", reply.data_counts.train, reply.counts.sum()),
+        ("evaluation", reply.data_counts.evaluation, num_scored),
+    ):
+        if min(astuple(counts)) < 0 or counts.num_examples - counts.num_left_out != num_left:
+            raise ValueError(f"the {name} split's counts are {counts}, but {num_left:g} examples are left")
+        if counts.num_prompts_cut > num_left:
+            raise ValueError(f"{counts.num_prompts_cut} prompts of {num_left:g} {name} examples are cut")
+    if reply.data_counts.num_bad_rows < 0:
+        raise ValueError(f"num-bad-rows is {reply.data_counts.num_bad_rows}, expected at least 0")
 
 
 def check_measured(measured: Measured, scores: Mapping[str, AnswerScore], wanted: Collection[str]) -> None:

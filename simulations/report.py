@@ -49,6 +49,24 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     return table
 
 
+def data_line(counts: dict[str, Any]) -> str:
+    """Say in one line what was cut, left out or skipped, from `data` of a result.json; nothing if all was used."""
+    splits = counts["train"], counts["evaluation"]
+    train, scored = (split["num_examples"] for split in splits)
+    train_left_out, left_out = (split["num_answers_too_long"] + split["num_prompts_too_long"] for split in splits)
+    train_cut, cut = (split["num_prompts_cut"] for split in splits)
+    said = []
+    if train_left_out or left_out:
+        said.append(f"{train_left_out} of {train} training and {left_out} of {scored} evaluation examples are left out")
+    if train_cut or cut:
+        said.append(f"the prompts of {train_cut} training and {cut} evaluation examples are cut")
+    if said:
+        said[-1] += ", as they are too long"
+    if counts["num_bad_rows"]:
+        said.append(f"{counts['num_bad_rows']} bad rows are skipped")
+    return f"data: {'; '.join(said)}" if said else ""
+
+
 def measures_table(result: dict[str, Any]) -> Table:
     """Set each client's measures beyond perplexity after the last round beside the backbone's."""
     names = list(result["backbone_measures"])

@@ -18,7 +18,7 @@ from common.measures import CHOICE_MEASURES, check_installed
 from common.mixture_file import read_mixture
 from common.own_settings import own_config, read_clients
 from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
-from simulations.report import gate_line, measures_table, result_table
+from simulations.report import data_line, gate_line, measures_table, result_table
 from simulations.settings import resolve
 from simulations.view import RunView
 
@@ -80,6 +80,8 @@ def simulate(
     if config.measures:
         console.print()
         console.print(measures_table(result))
+    if said := data_line(result["data"]):
+        console.print(said, soft_wrap=True)
     last_round = json.loads((directory / ROUNDS).read_text().splitlines()[-1])
     if "expert_use" in last_round:
         console.print(gate_line(last_round), soft_wrap=True)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.adapter_spec import PEFT_TYPES, AdapterSpec, PeftCard, are_arrays_of, frozen_arrays, tasks_with_rows
+from common.data_counts import CutCounts, DataCounts
 from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.mixture_spec import is_taskwise
@@ -20,6 +21,7 @@ from common.wire.records import (
     read_array,
     read_count,
     read_counts,
+    read_flag,
     read_texts,
     unpack_arrays,
     unpack_measured,
@@ -55,6 +57,7 @@ class PrepareReply:
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
     scores: dict[str, AnswerScore]
+    data_counts: DataCounts
     measured: Measured = field(default_factory=dict)
 
 
@@ -90,6 +93,15 @@ def pack_prepare_reply(reply: PrepareReply) -> RecordDict:
             "domains": reply.domains,
         }
     )
+    data = reply.data_counts
+    content["data"] = ConfigRecord(
+        {
+            "train": list(astuple(data.train)),
+            "evaluation": list(astuple(data.evaluation)),
+            "num-bad-rows": data.num_bad_rows,
+            "is-own": data.is_own,
+        }
+    )
     content["statistics"] = ArrayRecord(
         {"counts": Array(reply.counts), "sums": Array(reply.sums), "squares": Array(reply.squares)}
     )
@@ -116,8 +128,23 @@ def unpack_prepare_reply(content: RecordDict) -> PrepareReply:
         sums=read_array("sums", statistics["sums"]),
         squares=read_array("squares", statistics["squares"]),
         scores=unpack_scores(content),
+        data_counts=_unpack_data_counts(content.config_records["data"]),
         measured=unpack_measured(content),
     )
+
+
+def _unpack_data_counts(record: ConfigRecord) -> DataCounts:
+    return DataCounts(
+        train=_unpack_cut_counts(record["train"]),
+        evaluation=_unpack_cut_counts(record["evaluation"]),
+        num_bad_rows=read_count(record["num-bad-rows"]),
+        is_own=read_flag(record["is-own"]),
+    )
+
+
+def _unpack_cut_counts(values: object) -> CutCounts:
+    examples, answers_too_long, prompts_too_long, prompts_cut = read_counts(values)
+    return CutCounts(examples, answers_too_long, prompts_too_long, prompts_cut)
 
 
 def pack_moments(moments: NDArray[np.float32]) -> RecordDict:

@@ -107,6 +107,13 @@ def read_counts(values: object) -> list[int]:
     return [read_count(value) for value in values]
 
 
+def read_flag(value: object) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r}")
+    return value
+
+
 def read_number(value: object) -> float:
     """Return a number."""
     if not isinstance(value, int | float):

@@ -1,5 +1,6 @@
 """A client's data: its own examples, tokenized in order, once."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,11 +9,12 @@ from families import family_backbone
 from tiny import CPU, byte_tokenizer, tiny_backbone, tiny_llama
 
 from client.adapter import AdaptedBackbone
-from client.partition_data import CutCounts, load_partition_data, longest_text
+from client.partition_data import load_partition_data, longest_text
 from common.adapter_spec import PROMPT_METHODS
 from common.backbone import Backbone
 from common.batches import collate, tokenize
 from common.config import default_run_config, read_config
+from common.data_counts import CutCounts, DataCounts
 from common.partition import partitions_of
 from common.prompt_tokens import PromptWay
 
@@ -88,6 +90,18 @@ def test_nothing_is_counted_or_logged_where_everything_fits(caplog):
     data = load_partition_data(config(seed=8), 1, tiny_backbone())
     assert data.train.counts == CutCounts(num_examples=len(data.train.examples))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("partition", ["own", "iid"])
+def test_bad_rows_are_counted_and_whose_they_are(tmp_path, partition):
+    rows = [{"instruction": f"say {n}", "output": "" if n % 10 == 0 else "yes"} for n in range(60)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = config(data=str(path), skip_bad_rows=True, partition=partition, num_clients=2)
+    data = load_partition_data(settings, 1, tiny_backbone())
+    expected = DataCounts(data.train.counts, data.evaluation.counts, num_bad_rows=6, is_own=partition == "own")
+    assert data.counts == expected
+    assert data.train.counts.num_examples > 0
 
 
 def test_a_client_without_fitting_prompts_is_an_error():

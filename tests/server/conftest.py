@@ -15,6 +15,7 @@ from client.gate_statistics import sums_by_cluster
 from common.adapter_spec import AdapterSpec
 from common.backbone_source import distribution_root
 from common.config import Config, default_run_config, read_config
+from common.data_counts import CutCounts, DataCounts
 from common.measures import MeasureSum, read_measures
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec, Spec
@@ -92,6 +93,7 @@ class FakeClients:
             sums=inputs.sum(axis=1),
             squares=(inputs**2).sum(axis=1),
             scores={task: AnswerScore(10.0 * (client + 2), 10, 20, 2) for task in tasks},
+            data_counts=DataCounts(CutCounts(2 * NUM_EXAMPLES + 1, 1, 0, 3), CutCounts(6, 0, 2, 1), num_bad_rows=5),
             measured={task: {name: MeasureSum(0.5, 2) for name in names} for task in tasks if names},
         )
         return Message(self._answer("prepare", 0, client, reply, pack_prepare_reply), reply_to=message)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from common.data_counts import DataCounts
 from common.mixture import UNKNOWN_TASK, Gate
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
@@ -37,6 +38,7 @@ def reply(client: int, by_task: dict[str, Float], domains: dict[str, str] | None
         sums=np.array([inputs.sum(axis=0) for inputs in by_task.values()]),
         squares=np.array([(inputs**2).sum(axis=0) for inputs in by_task.values()]),
         scores={task: AnswerScore(1.0, 1, 1, 1) for task in by_task},
+        data_counts=DataCounts(),
     )
 
 

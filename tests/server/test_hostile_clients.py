@@ -64,6 +64,15 @@ def with_about(**changes: Any) -> Callable[[Any], RecordDict]:
     return spoil
 
 
+def with_data(**changes: Any) -> Callable[[Any], RecordDict]:
+    def spoil(reply: Any) -> RecordDict:
+        content = pack_prepare_reply(reply)
+        content["data"] = ConfigRecord({**content.config_records["data"], **changes})
+        return content
+
+    return spoil
+
+
 def with_nan(reply: Any) -> Any:
     return replace(reply, arrays=reply.arrays | {"pool.keys.1": reply.arrays["pool.keys.1"] * np.float32(np.nan)})
 
@@ -109,6 +118,13 @@ HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no examples of a task": ("prepare", with_prepared(counts=np.zeros(2))),
     "too few kv-shapes": ("prepare", with_about(**{"kv-shapes": [1, 4]})),
     "fewer domains than tasks": ("prepare", with_prepared(domains=["text"])),
+    "no counts of its data": ("prepare", with_data(train=[])),
+    "counts of its data are no numbers": ("prepare", with_data(train=["many", 0, 0, 0])),
+    "fewer examples than it trains on": ("prepare", with_data(train=[15, 0, 0, 0])),
+    "examples left out below 0": ("prepare", with_data(train=[16, -1, 1, 0])),
+    "more cut than there are": ("prepare", with_data(evaluation=[4, 0, 0, 5])),
+    "bad rows below 0": ("prepare", with_data(**{"num-bad-rows": -1})),
+    "is-own is a number": ("prepare", with_data(**{"is-own": 1})),
     "raises in moments": ("moments", lambda _: 1 / 0),
     "moments are NaN": ("moments", lambda moments: moments * np.float32(math.nan)),
     "moments are not square": ("moments", lambda moments: moments[:2]),

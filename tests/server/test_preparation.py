@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.data_counts import CutCounts
 from server.preparation import Preparation, prepare_clients
 from server.run_directory import METRICS, RunDirectory
 from simulations.inline import InlineGrid
@@ -79,6 +80,32 @@ def test_what_is_no_hash_is_rejected(
     clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, **{name: value})
     assert 0 not in prepare().nodes
     assert f"reply rejected: {name.replace('_', '-')} is {value[:40]!r}, expected 32 hexadecimal digits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"train": CutCounts(17, 0, 0, 0)},
+            "the train split's counts are CutCounts(num_examples=17, num_answers_too_long=0, num_prompts_too_long=0, "
+            "num_prompts_cut=0), but 16 examples are left",
+        ),
+        ({"evaluation": CutCounts(3, 0, -1, 0)}, "the evaluation split's counts are CutCounts(num_examples=3"),
+        ({"evaluation": CutCounts(4, 0, 0, -1)}, "the evaluation split's counts are CutCounts(num_examples=4"),
+        ({"evaluation": CutCounts(4, 0, 0, 5)}, "5 prompts of 4 evaluation examples are cut"),
+        ({"num_bad_rows": -1}, "num-bad-rows is -1, expected at least 0"),
+    ],
+)
+def test_counts_that_cannot_be_are_rejected(
+    prepare: Callable[[], Preparation],
+    clients: Any,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    clients.misbehaviour[0, "prepare"] = lambda reply: replace(reply, data_counts=replace(reply.data_counts, **changes))
+    assert 0 not in prepare().nodes
+    assert f"reply rejected: {reason}" in caplog.text
 
 
 def test_a_client_that_names_no_quantization_of_ours_is_left_out(

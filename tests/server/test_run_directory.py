@@ -152,16 +152,31 @@ def test_a_line_of_a_round_has_these_fields(clients: Any, run_config: RunConfig,
     }
 
 
+DATA = {
+    "train": {"num_examples": 17, "num_answers_too_long": 1, "num_prompts_too_long": 0, "num_prompts_cut": 3},
+    "evaluation": {"num_examples": 6, "num_answers_too_long": 0, "num_prompts_too_long": 2, "num_prompts_cut": 1},
+    "num_bad_rows": 5,
+    "is_own": False,
+}
+
+
 def test_the_result_sets_each_client_beside_its_backbone(clients: Any, run_config: RunConfig, tmp_path: Path) -> None:
     run_inline(server_app, clients.app, run_config(), 3)
     result = json.loads((tmp_path / "run" / RESULT).read_text())
     assert result["perplexity"] == pytest.approx(np.exp(2.0))
     assert result["backbone_perplexity"] == pytest.approx(np.exp(3.0))
+    assert result["data"] == {
+        "train": {"num_examples": 51, "num_answers_too_long": 3, "num_prompts_too_long": 0, "num_prompts_cut": 9},
+        "evaluation": {"num_examples": 18, "num_answers_too_long": 0, "num_prompts_too_long": 6, "num_prompts_cut": 3},
+        "num_bad_rows": 5,  # of one data set, which all clients share
+        "is_own": False,
+    }
     assert result["clients"][1] == {
         "client": 1,
         "quantization": "none",
         "tasks": ["task 1", "shared"],
         "num_training_examples": 16,
+        "data": DATA,
         "num_examples": 4,
         "num_tokens": 20,
         "backbone_perplexity": pytest.approx(np.exp(3.0)),

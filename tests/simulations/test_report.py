@@ -1,12 +1,14 @@
 """The table of results says of every client what the mixture did to it."""
 
 import io
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
 
+from common.data_counts import CutCounts, DataCounts
 from common.measures import MEASURES
-from simulations.report import gate_line, measures_table, result_table
+from simulations.report import data_line, gate_line, measures_table, result_table
 
 RESULT = {
     "clients": [
@@ -96,3 +98,23 @@ def test_all_measures_fit_into_100_columns() -> None:
     assert max(map(len, lines)) <= 100
     for said in ("choice accuracy", "0.50 → 0.50", "numeric-date,"):
         assert any(said in line for line in lines), said
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (DataCounts(CutCounts(9), CutCounts(9)), ""),
+        (
+            DataCounts(CutCounts(90, 2, 1, 0), CutCounts(9, 0, 0, 0)),
+            "data: 3 of 90 training and 0 of 9 evaluation examples are left out, as they are too long",
+        ),
+        (
+            DataCounts(CutCounts(90, 2, 1, 7), CutCounts(9, 0, 1, 4), num_bad_rows=5),
+            "data: 3 of 90 training and 1 of 9 evaluation examples are left out; the prompts of 7 training and 4 "
+            "evaluation examples are cut, as they are too long; 5 bad rows are skipped",
+        ),
+        (DataCounts(CutCounts(9), CutCounts(9), num_bad_rows=5), "data: 5 bad rows are skipped"),
+    ],
+)
+def test_a_line_says_what_was_cut_or_left_out(counts: DataCounts, said: str) -> None:
+    assert data_line(asdict(counts)) == said

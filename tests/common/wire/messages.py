@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.data_counts import CutCounts, DataCounts
 from common.measures import MeasureSum
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
@@ -16,6 +17,7 @@ MEASURED = {
     "b": {"rouge-l": MeasureSum(0.75, 3), "choice-accuracy": MeasureSum(0.0, 1)},
     "a": {"rouge-l": MeasureSum(1.0, 1)},
 }
+DATA_COUNTS = DataCounts(CutCounts(9, 1, 1, 2), CutCounts(7, 2, 0, 5), num_bad_rows=3, is_own=True)
 
 
 def train_reply():
@@ -46,9 +48,9 @@ def read_pool(content):
 def prepare_reply():
     counts, sums = np.array([3.0, 4.0]), np.random.default_rng(0).normal(size=(2, 6))
     kv_shapes = {3: (2, 8, 7), 2: (1, 4, 4)}
-    return PrepareReply(
-        5, "abc", "def", "123", "nf4", 6, 6, kv_shapes, ["a", "b"], ["x", "y"], counts, sums, sums**2, SCORES, MEASURED
-    )
+    sizes = 6, 6, kv_shapes
+    statistics = ["a", "b"], ["x", "y"], counts, sums, sums**2
+    return PrepareReply(5, "abc", "def", "123", "nf4", *sizes, *statistics, SCORES, DATA_COUNTS, MEASURED)
 
 
 CARD = {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 2, "tokenizer_kwargs": None, "list": [1], "map": {"a": 1}}
