@@ -49,7 +49,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     started = time.monotonic()
     try:
         preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory, config.measure_names)
-        spec, arrays, described = _first(grid, config, preparation)
+        spec, arrays, described = starting_point(grid, config, preparation)
     except (RuntimeError, ValueError):
         directory.discard()
         raise
@@ -94,7 +94,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     log.info("results are in %s", directory.path)
 
 
-def _first(grid: Grid, config: Config, preparation: Preparation) -> tuple[Spec, Arrays, dict[str, Any]]:
+def starting_point(grid: Grid, config: Config, preparation: Preparation) -> tuple[Spec, Arrays, dict[str, Any]]:
     """Return what round 1 starts from: sizes, values, and the card that is saved beside them."""
     first = next(iter(preparation.replies.values()))
     if config.method != "mixture":

@@ -47,10 +47,24 @@ def prepare_clients(
     directory: RunDirectory,
     measures: Sequence[str] = (),
 ) -> Preparation:
+    """Make the first exchange. Raises RuntimeError when no client is left."""
+    preparation = first_exchange(grid, nodes, timeout_seconds, directory, measures)
+    if not preparation.nodes:
+        raise RuntimeError(f"no client could prepare: {next(iter(preparation.failed[PREPARE].values()))}")
+    return preparation
+
+
+def first_exchange(
+    grid: Grid,
+    nodes: Sequence[int],
+    timeout_seconds: float,
+    directory: RunDirectory,
+    measures: Sequence[str] = (),
+) -> Preparation:
     """Ask all nodes what they are, and `measures` of the backbone alone.
 
     A client whose backbone differs from most of the others', or who claims a partition that is taken, is left out and
-    named in the log. Raises RuntimeError when nobody is left.
+    named in the log.
     """
     claimed: set[int] = set()
 
@@ -73,12 +87,10 @@ def prepare_clients(
         lambda _, reply: directory.add_scores(0, "backbone", reply.partition, reply.scores, reply.measured),
         who="node",
     )
-    if not exchanged.replies:
-        raise RuntimeError(f"no client could prepare: {next(iter(exchanged.failures.values()))}")
     usual = _most_common_backbone(list(exchanged.replies.values()))
     preparation = Preparation()
     for node, reply in sorted(exchanged.replies.items(), key=lambda item: item[1].partition):
-        if _backbone(reply) == _backbone(usual):
+        if usual is None or _backbone(reply) == _backbone(usual):
             preparation.nodes[reply.partition] = node
             preparation.replies[reply.partition] = reply
         else:
@@ -93,10 +105,10 @@ def _backbone(reply: PrepareReply) -> tuple[Hashable, ...]:
     return *hashes, reply.hidden_size, reply.gate_input_size, _kv_shapes(reply)
 
 
-def _most_common_backbone(replies: Sequence[PrepareReply]) -> PrepareReply:
-    """Return a reply of those who have the most common backbone."""
+def _most_common_backbone(replies: Sequence[PrepareReply]) -> PrepareReply | None:
+    """Return a reply of those who have the most common backbone; None where nobody replied."""
     count = Counter(map(_backbone, replies))
-    return max(replies, key=lambda reply: count[_backbone(reply)])
+    return max(replies, key=lambda reply: count[_backbone(reply)], default=None)
 
 
 def difference(reply: PrepareReply, usual: PrepareReply) -> str:

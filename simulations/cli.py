@@ -14,6 +14,7 @@ from rich.console import Console
 from common.backbone_source import BUILT_IN, STORED, locate
 from common.config import QUANTIZATIONS, read_quantizations
 from common.saved_run import read_run
+from simulations.check import check
 from simulations.compare import compare
 from simulations.compression.options import METHODS, NUM_CALIBRATION
 from simulations.compression.options import Options as CompressionOptions
@@ -51,6 +52,12 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command("check")
+def check_command(words: Words = None) -> None:
+    """Do all that a run does before round 1, and train nothing: which clients are ready, and what keeps the others."""
+    raise typer.Exit(0 if check(words or [], console) else 1)
 
 
 @app.command("partitions")

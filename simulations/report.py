@@ -1,6 +1,7 @@
 """What a run did to every client, as a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -31,7 +32,7 @@ def result_table(result: dict[str, Any], method: str = "mixture") -> Table:
     for row in result["clients"]:
         table.add_row(
             str(row["client"]),
-            _tasks(row),
+            named_tasks(row["tasks"]),
             *([row["quantization"]] if differ else []),
             str(row["num_examples"]),
             *_before_and_after(row["backbone_perplexity"], row.get("perplexity")),
@@ -76,7 +77,7 @@ def measures_table(result: dict[str, Any]) -> Table:
     for name in names:
         table.add_column(_header(name), justify="right", min_width=MEASURED_WIDTH)
     for row in result["clients"]:
-        table.add_row(str(row["client"]), _tasks(row), *(_measured(row, name) for name in names))
+        table.add_row(str(row["client"]), named_tasks(row["tasks"]), *(_measured(row, name) for name in names))
     table.add_section()
     table.add_row("all", "mean over clients", *(_measured(result, name) for name in names))
     return table
@@ -91,8 +92,8 @@ def gate_line(last_round: dict[str, Any]) -> str:
     )
 
 
-def _tasks(row: dict[str, Any]) -> str:
-    tasks = row["tasks"]
+def named_tasks(tasks: Sequence[str]) -> str:
+    """Name tasks in a table; many are counted."""
     return escape(", ".join(tasks)) if len(tasks) <= MAX_NAMED_TASKS else f"{len(tasks)} tasks"
 
 

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -39,24 +40,18 @@ def simulate(
     """
     run_config = resolve(words)
     config = read_config(run_config)
-    # Needs the `datasets` library, which takes a second to import; only worth it once the rest is right.
+    directory = check_run(run_config, config)
     from common.partition import partitions_of
 
-    check_measures(config, partitions_of(config))
     for client in read_clients(run_config):
         try:
             partitions_of(own_config(run_config, {"partition-id": client}))
         except ValueError as error:
             raise ValueError(f"{config.clients}, [{client}]: {error}") from None
-    if config.init_run is not None:
-        read_mixture(config.init_run)
     if engine == Engine.RAY:
         _check_resources(cpus_per_client)
     elif cpus_per_client != 1 or gpus_per_client:
         raise ValueError("cpus-per-client and gpus-per-client are for --engine ray: leave them out or choose it")
-    directory = new_run_directory(config).resolve()
-    if (directory / METRICS).exists():
-        raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     run_config["run-directory"] = str(directory)
     if config.centralised:
         said = f"one trainer with the data of {config.num_clients} clients, rounds: {config.last_round}"
@@ -86,6 +81,24 @@ def simulate(
     if "expert_use" in last_round:
         console.print(gate_line(last_round), soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
+    return directory
+
+
+def check_run(run_config: dict[str, Value], config: Config) -> Path:
+    """Check what all clients of a run share, before anything heavy is loaded; return the run's directory.
+
+    Raises ValueError for bad input. What clients have of their own is not read.
+    """
+    # Needs the `datasets` library, which takes a second to import; only worth it once the rest is right.
+    from common.partition import partitions_of
+
+    check_measures(config, partitions_of(config))
+    read_clients(run_config)
+    if config.init_run is not None:
+        read_mixture(config.init_run)
+    directory = new_run_directory(config).resolve()
+    if (directory / METRICS).exists():
+        raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     return directory
 
 
@@ -133,11 +146,17 @@ def _run_inline(run_config: dict[str, Value], config: Config) -> None:
     from server.app import app as server_app
     from simulations.inline import run_inline
 
-    # The view shows the run, run.log keeps the rest: Flower's own handlers are silent meanwhile.
+    with flowers_log_off():
+        run_inline(server_app, client_app, run_config, config.num_clients)
+
+
+@contextmanager
+def flowers_log_off() -> Iterator[None]:
+    """Silence Flower's own handlers: the view shows a run, and run.log keeps the rest."""
     logger = logging.getLogger("flwr")
     handlers, logger.handlers = logger.handlers, []
     try:
-        run_inline(server_app, client_app, run_config, config.num_clients)
+        yield
     finally:
         logger.handlers = handlers
 
