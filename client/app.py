@@ -10,6 +10,7 @@ from jaxtyping import Float
 from client.adapter import AdaptedBackbone, Tuned
 from client.evaluator import evaluate
 from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
+from client.gpu_memory import limit_gpu_memory, tell_out_of_memory
 from client.hand_written import with_hand_written_prompt
 from client.measurer import measure
 from client.partition_data import (
@@ -21,7 +22,7 @@ from client.partition_data import (
 )
 from client.trainer import settings_of, train
 from client.vocabulary import sampled_pool
-from common.backbone import Backbone, load_backbone
+from common.backbone import Backbone, load_backbone, resolve_device
 from common.backbone_source import locate
 from common.config import OWN_PARTITION, Config
 from common.decoder import injection_layer, probe_kv_shapes
@@ -54,7 +55,7 @@ from common.wire.rounds import (
     read_instruction,
 )
 
-app = ClientApp()
+app = ClientApp(mods=[tell_out_of_memory])
 
 
 @app.query(PREPARE)
@@ -173,6 +174,7 @@ def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
         raise ValueError(
             f"num-clients is {config.num_clients}, but this node is one of {num_partitions}: make them agree"
         )
+    limit_gpu_memory(resolve_device(config.device), config.gpu_memory_fraction)
     backbone = load_backbone(config.backbone, config.quantization, config.device, config.compute_dtype)
     return config, partition, backbone, load_partition_data(config, partition, backbone)
 

@@ -100,6 +100,7 @@ class Config:
     quantization: str
     compute_dtype: str
     device: str
+    gpu_memory_fraction: float
     max_sequence_tokens: int
     too_long_prompts: TooLongPrompts
     chat_template: bool
@@ -232,8 +233,9 @@ def _check(config: Config) -> None:
     for name in _ABOVE_ZERO:
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{kebab(name)} must be above 0, got {getattr(config, name)}")
-    if not 0 < config.client_fraction <= 1:
-        raise ValueError(f"client-fraction must be above 0 and at most 1, got {config.client_fraction}")
+    for name in ("client_fraction", "gpu_memory_fraction"):
+        if not 0 < getattr(config, name) <= 1:
+            raise ValueError(f"{kebab(name)} must be above 0 and at most 1, got {getattr(config, name)}")
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{kebab(name)} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")

@@ -17,6 +17,7 @@ OWN_KEYS = (
     "quantization",
     "compute-dtype",
     "device",
+    "gpu-memory-fraction",
     "batch-size",
     "max-sequence-tokens",
 )

@@ -1,0 +1,43 @@
+"""A client's share of a GPU: its limit, and what to do when it is used up."""
+
+import re
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from common.config import Config
+from common.own_settings import own_config
+
+
+def limit_gpu_memory(device: torch.device, fraction: float) -> None:
+    """Let this process take at most such a share of a CUDA device's memory; a CPU's is not limited.
+
+    To be called before anything is loaded. A share of 1 lifts the limit of a client that this process served before.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device.index)
+
+
+def tell_out_of_memory(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answer a message; a GPU whose memory is used up becomes one line with what to do, in place of torch's ten."""
+    try:
+        return call_next(message, context)
+    except torch.cuda.OutOfMemoryError as error:
+        raise RuntimeError(
+            out_of_memory_message(str(error), own_config(context.run_config, context.node_config))
+        ) from None
+
+
+def out_of_memory_message(said: str, config: Config) -> str:
+    """Say in one line what to change, from what torch said and what the client's settings are."""
+    found = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
+    tried = f" (tried to allocate {found[1]})" if found else ""
+    limited = config.gpu_memory_fraction < 1
+    mends = [
+        f"lower batch-size ({config.batch_size}) or max-sequence-tokens ({config.max_sequence_tokens})",
+        f"choose a quantization that takes less than {config.quantization}",
+        *([f"raise gpu-memory-fraction ({config.gpu_memory_fraction:g})"] if limited else []),
+    ]
+    what = "this client's share of the GPU's memory" if limited else "the GPU's memory"
+    return f"{what} is used up{tried}: {', or '.join(mends)}"
