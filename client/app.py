@@ -174,8 +174,10 @@ def _open(context: Context) -> tuple[Config, int, Backbone, PartitionData]:
         raise ValueError(
             f"num-clients is {config.num_clients}, but this node is one of {num_partitions}: make them agree"
         )
-    limit_gpu_memory(resolve_device(config.device), config.gpu_memory_fraction)
-    backbone = load_backbone(config.backbone, config.quantization, config.device, config.compute_dtype)
+    limit_gpu_memory(resolve_device(config.device), config.gpu_memory_fraction, all_devices=config.device_map != "")
+    backbone = load_backbone(
+        config.backbone, config.quantization, config.device, config.compute_dtype, config.device_map
+    )
     return config, partition, backbone, load_partition_data(config, partition, backbone)
 
 

@@ -10,13 +10,14 @@ from common.config import Config
 from common.own_settings import own_config
 
 
-def limit_gpu_memory(device: torch.device, fraction: float) -> None:
-    """Let this process take at most such a share of a CUDA device's memory; a CPU's is not limited.
+def limit_gpu_memory(device: torch.device, fraction: float, all_devices: bool = False) -> None:
+    """Let this process take at most such a share of a CUDA device's memory, or of each; a CPU's is not limited.
 
     To be called before anything is loaded. A share of 1 lifts the limit of a client that this process served before.
     """
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(fraction, device.index)
+        for index in range(torch.cuda.device_count()) if all_devices else [device.index]:
+            torch.cuda.set_per_process_memory_fraction(fraction, index)
 
 
 def tell_out_of_memory(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

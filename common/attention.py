@@ -63,12 +63,14 @@ def attend_with_prompts(
     leave one expert alone. `visible` is a boolean mask, broadcastable to [batch, 1, seq, total]. A query sees every
     prompt token, or none where `sees_prompts` is false. `softcap` bounds the products of queries and keys (Gemma 2)
     before the weight is added; `sinks` are logits that take attention and give nothing (gpt-oss).
+
+    Prompts and weights may lie on another device than the layer: a backbone may be spread over several.
     """
     batch, heads, seq, _ = query.shape
     kv_heads = key.shape[1]
     grouped = query.view(batch, kv_heads, heads // kv_heads, seq, -1)
-    pool_keys = prompt_keys.flatten(0, 1).to(query.dtype)  # [experts x length, kv_heads, key_dim]
-    pool_values = prompt_values.flatten(0, 1).to(query.dtype)
+    pool_keys = prompt_keys.flatten(0, 1).to(query)  # [experts x length, kv_heads, key_dim]
+    pool_values = prompt_values.flatten(0, 1).to(query)
     text_logits = torch.matmul(grouped, key[:, :, None].transpose(-1, -2)) * scaling
     prompt_logits = torch.einsum("bkgsd,nkd->bkgsn", grouped, pool_keys) * scaling
     if softcap is not None:
@@ -76,9 +78,9 @@ def attend_with_prompts(
     # Finite in the softmax's float32 too: a padded query that sees no prompts has nothing else.
     lowest = max(torch.finfo(text_logits.dtype).min, torch.finfo(torch.float32).min)
     text_logits = text_logits.masked_fill(~visible[:, :, None], lowest)
-    bias = log_weights.repeat_interleave(prompt_keys.shape[1], dim=1)[:, None, None, None, :]
+    bias = log_weights.to(query.device).repeat_interleave(prompt_keys.shape[1], dim=1)[:, None, None, None, :]
     if sees_prompts is not None:
-        bias = bias.masked_fill(~sees_prompts[:, None, None, :, None], -torch.inf)
+        bias = bias.masked_fill(~sees_prompts.to(query.device)[:, None, None, :, None], -torch.inf)
     logits = [prompt_logits.float() + bias, text_logits.float()]
     if sinks is not None:
         logits.append(sinks.float().view(1, kv_heads, -1, 1, 1).expand(batch, -1, -1, seq, 1))

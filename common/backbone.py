@@ -37,7 +37,10 @@ from common.quantization import check_gradients, quantization_config
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen model with its tokenizer; `fingerprint` names weights, tokenizer and quantization."""
+    """A frozen model with its tokenizer; `fingerprint` names weights, tokenizer and quantization.
+
+    `device` is where texts go in: that of the embeddings, if the layers are spread over several.
+    """
 
     model: Any  # a transformers causal language model
     tokenizer: Any
@@ -89,24 +92,27 @@ def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
 
 
 @lru_cache(maxsize=8)  # one but for clients of a simulation that compress it in ways of their own
-def load_backbone(name: str, quantization: str, device: str, dtype: str = "auto") -> Backbone:
-    """Load and freeze a backbone; the arguments are values of the keys backbone, quantization, device, compute-dtype.
+def load_backbone(name: str, quantization: str, device: str, dtype: str = "auto", device_map: str = "") -> Backbone:
+    """Load and freeze a backbone.
 
-    Embedding and head stay unquantized. Raises ValueError when the name or its family is unknown, when the family's
-    attention cannot take prompts, when no or wrong gradients pass through the quantization, or the device is missing.
+    The arguments are values of the keys backbone, quantization, device, compute-dtype, device-map. Embedding and head
+    stay unquantized. Raises ValueError when the name or its family is unknown, when the family's attention cannot take
+    prompts, when no or wrong gradients pass through the quantization, when the device is missing or the GPUs too small.
     """
-    model, tokenizer, place = load_model(name, quantization, device, dtype)
+    model, tokenizer, place = load_model(name, quantization, device, dtype, device_map)
     return Backbone(model, tokenizer, fingerprint(locate(name), quantization), place)
 
 
 def load_model(
-    name: str, quantization: str, device: str, dtype: str = "auto", as_stored: bool = False
+    name: str, quantization: str, device: str, dtype: str = "auto", device_map: str = "", as_stored: bool = False
 ) -> tuple[Any, Any, torch.device]:
     """Load and freeze a backbone's model that nothing else uses; return it, its tokenizer and where it is.
 
     `as_stored` leaves the weights in the dtype of the files, and not in the one that the backbone computes in.
     """
     source, place = str(local_directory(locate(name))), resolve_device(device)
+    if device_map and place.type == "cpu":
+        raise ValueError(f"device-map must be empty on a CPU, got {device_map!r}: leave it out or give device=cuda")
     computed_in = compute_dtype(place, dtype)
     quantized = quantization_config(quantization, computed_in)
     disable_progress_bar()
@@ -118,7 +124,7 @@ def load_model(
             source,
             dtype="auto" if as_stored else computed_in,
             **({} if quantized is None else {"quantization_config": quantized}),  # None would overrule the checkpoint's
-            device_map={"": place},
+            device_map=device_map or {"": place},
             attn_implementation=ATTENTION,
         )
     except KeyError as error:
@@ -133,6 +139,9 @@ def load_model(
             f"backbone {name!r} is quantized by {method}, which cannot be loaded here ({reason}): install what it "
             "needs, or give the unquantized checkpoint"
         ) from None
+    if device_map:
+        _check_device_map(model, device_map)
+        place = model.get_input_embeddings().weight.device
     freeze(model.eval())
     feed_head_contiguously(model)
     check_gradients(model, quantization)
@@ -153,6 +162,17 @@ def feed_head_contiguously(model: Any) -> None:
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+
+
+def _check_device_map(model: Any, device_map: str) -> None:
+    """Raise ValueError where a part of the model was left on the CPU or on disk: a step would take minutes."""
+    left = sorted(part for part, place in model.hf_device_map.items() if str(place) in ("cpu", "disk"))
+    if left:
+        raise ValueError(
+            f"device-map {device_map} leaves {len(left)} of {len(model.hf_device_map)} parts of the backbone "
+            f"({left[0]} first) on the CPU or on disk: expected all on GPUs; choose a quantization that takes less, or "
+            "give more GPUs"
+        )
 
 
 def _architecture(source: str) -> tuple[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 OWN_PARTITION = "own"
 PARTITIONS = ("by-task", "by-source", "iid", "dirichlet", "pathological", "shard", OWN_PARTITION)
 DEVICES = ("auto", "cpu", "cuda")
+DEVICE_MAPS = ("auto", "balanced", "sequential")  # of transformers
 GatePretraining = Literal["task", "domain", "kmeans", "none"]
 TaskWeights = Literal["uniform", "size", "learned"]
 Aggregation = Literal["usage", "plain", "none"]
@@ -101,6 +102,7 @@ class Config:
     compute_dtype: str
     device: str
     gpu_memory_fraction: float
+    device_map: str
     max_sequence_tokens: int
     too_long_prompts: TooLongPrompts
     chat_template: bool
@@ -239,6 +241,12 @@ def _check(config: Config) -> None:
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{kebab(name)} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
+    if config.device_map not in ("", *DEVICE_MAPS):
+        raise ValueError(f"device-map must be empty or one of {', '.join(DEVICE_MAPS)}, got {config.device_map!r}")
+    if config.device_map and config.device == "cpu":
+        raise ValueError(
+            f"device-map must be empty on a CPU, got {config.device_map!r}: leave it out or give device=cuda"
+        )
     if not config.name or any(not (letter.isalnum() or letter in "-_.") for letter in config.name):
         raise ValueError(f"name must be letters, digits, '-', '_' or '.', got {config.name!r}")
     check_data_name(config.data)

@@ -162,11 +162,13 @@ def entering(model: Any, layer: int, hidden: Float[Tensor, "batch seq hidden"]) 
     """Let passes within begin at `layer` with these hidden states: the layers below are skipped."""
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        entered = hidden.to(hidden_argument(args, kwargs).dtype)
+        entered = hidden.to(hidden_argument(args, kwargs))
         return ((entered, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entered})
 
     layers = decoder_layers(model)
     hook = layers[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    # accelerate puts a forward of its own into the layers of a backbone that is spread over devices.
+    own = {skipped: skipped.__dict__["forward"] for skipped in layers[:layer] if "forward" in skipped.__dict__}
     for skipped in layers[:layer]:
         skipped.__dict__["forward"] = lambda *args, **kwargs: hidden_argument(args, kwargs)
     try:
@@ -175,6 +177,8 @@ def entering(model: Any, layer: int, hidden: Float[Tensor, "batch seq hidden"]) 
         hook.remove()
         for skipped in layers[:layer]:
             del skipped.__dict__["forward"]
+            if skipped in own:
+                skipped.__dict__["forward"] = own[skipped]
 
 
 def keys_and_values(model: Any, first_layer: int, hidden: Float[Tensor, "texts length hidden"]) -> dict[int, Pairs]:

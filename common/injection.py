@@ -89,7 +89,8 @@ class Injection:
         if self._input_mask is not None and self._task_ids is not None:
             gate_input = self._gate_input
             if gate_input is None:
-                gate_input = mean_over_input(hidden_argument(args, kwargs), self._input_mask)
+                mean = mean_over_input(hidden_argument(args, kwargs), self._input_mask)
+                gate_input = mean.to(self._input_mask.device)  # the mixture's; this layer may be on another
             self._current.log_weights = self.mixture.log_weights(gate_input, self._task_ids)
 
 

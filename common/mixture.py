@@ -134,5 +134,5 @@ def mean_over_input(
 
     The mask must leave out the answer, which would leak the label, and special tokens, whose huge norm hides the rest.
     """
-    mask = input_mask.to(torch.float32)[..., None]
+    mask = input_mask.to(hidden.device, torch.float32)[..., None]
     return (hidden.detach().to(torch.float32) * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)

@@ -18,6 +18,7 @@ OWN_KEYS = (
     "compute-dtype",
     "device",
     "gpu-memory-fraction",
+    "device-map",
     "batch-size",
     "max-sequence-tokens",
 )

@@ -54,6 +54,13 @@ def test_on_a_cpu_no_share_is_set(calls):
     assert calls == ["load"]
 
 
+def test_a_backbone_over_several_gpus_has_a_share_of_each(calls, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    failure_of(0, gpu_memory_fraction=0.5, device_map="auto")
+    assert calls == [(0.5, 0), (0.5, 1), (0.5, 2), "load"]
+
+
 def test_a_device_with_a_number_keeps_it(calls):
     limit_gpu_memory(torch.device("cuda", 3), 0.5)
     assert calls == [(0.5, 3)]

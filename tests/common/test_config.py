@@ -83,6 +83,11 @@ def test_a_config_is_frozen():
         ),
         ({"client_fraction": 0.0}, "client-fraction must be above 0 and at most 1, got 0.0"),
         ({"client_fraction": 1.5}, "client-fraction must be above 0 and at most 1, got 1.5"),
+        ({"device_map": "even"}, "device-map must be empty or one of auto, balanced, sequential, got 'even'"),
+        (
+            {"device_map": "auto", "device": "cpu"},
+            "device-map must be empty on a CPU, got 'auto': leave it out",
+        ),
         ({"gpu_memory_fraction": 0.0}, "gpu-memory-fraction must be above 0 and at most 1, got 0.0"),
         ({"gpu_memory_fraction": 1.1}, "gpu-memory-fraction must be above 0 and at most 1, got 1.1"),
         ({"client_fraction": math.nan}, "client-fraction must be above 0 and at most 1, got nan"),
