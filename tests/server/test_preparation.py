@@ -43,6 +43,8 @@ SAME_FILES = "though weights and tokenizer are the same: install their versions 
     [
         ({"fingerprint": OTHER, "weights_hash": OTHER}, OF_WEIGHTS),
         ({"fingerprint": OTHER, "tokenizer_hash": OTHER}, OF_TOKENIZER),
+        ({"weights_hash": OTHER}, OF_WEIGHTS),
+        ({"tokenizer_hash": OTHER}, OF_TOKENIZER),
         ({"weights_hash": OTHER, "tokenizer_hash": OTHER}, f"{OF_WEIGHTS}; {OF_TOKENIZER}"),
         ({"weights_hash": OTHER, "kv_shapes": {}}, OF_WEIGHTS),
         ({"hidden_size": 7}, f"its hidden size differs from most clients' (7 / 5), {SAME_FILES}"),

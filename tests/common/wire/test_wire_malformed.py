@@ -289,3 +289,20 @@ def test_arrays_that_are_not_loras_are_refused(method, names):
     arrays = {name: np.ones((2, 2), np.float32) for name in names}
     with pytest.raises(ValueError, match=f"the arrays are not those of {method}"):
         unpack_adapter(pack_adapter({"peft_type": "LORA"}, arrays), method, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("train", [9, 1, 1], ValueError),
+        ("train", [9, 1, 1, 2, 0], ValueError),
+        ("evaluation", ["9", "1", "1", "2"], TypeError),
+        ("num-bad-rows", 0.5, TypeError),
+        ("is-own", 1, TypeError),
+    ],
+)
+def test_malformed_counts_of_data_are_refused(key, value, error):
+    content = pack_prepare_reply(prepare_reply())
+    content["data"] = ConfigRecord({**content["data"], key: value})
+    with pytest.raises(error):
+        unpack_prepare_reply(content)
