@@ -8,6 +8,7 @@ from flwr.app import RecordDict
 
 from common.adapter_spec import AdapterSpec
 from common.config import VOCABULARY_INIT, Config
+from common.data_counts import DataCounts
 from common.mixture_arrays import Arrays
 from common.mixture_spec import GATE_STATISTICS
 from common.perplexity import AnswerScore
@@ -27,7 +28,7 @@ from server.clusters import MAX_STEPS
 from simulations.planning.client_data import ClientData
 from simulations.planning.shape import Shape
 
-FINGERPRINT_CHARACTERS = 32
+HASH_CHARACTERS = 32
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ def _introduction(config: Config, shape: Shape, client: ClientData) -> RecordDic
     return pack_prepare_reply(
         PrepareReply(
             partition=0,
-            fingerprint="0" * FINGERPRINT_CHARACTERS,
+            fingerprint="0" * HASH_CHARACTERS,
+            weights_hash="0" * HASH_CHARACTERS,
+            tokenizer_hash="0" * HASH_CHARACTERS,
+            data_counts=DataCounts(),
             quantization=config.quantization,
             hidden_size=shape.hidden_size,
             gate_input_size=shape.gate_input_size,
