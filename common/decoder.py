@@ -162,7 +162,7 @@ def entering(model: Any, layer: int, hidden: Float[Tensor, "batch seq hidden"]) 
     """Let passes within begin at `layer` with these hidden states: the layers below are skipped."""
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        entered = hidden.to(hidden_argument(args, kwargs))
+        entered = hidden.to(hidden_argument(args, kwargs).dtype)
         return ((entered, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entered})
 
     layers = decoder_layers(model)
