@@ -44,7 +44,7 @@ _AT_LEAST_ONE = (
     "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank tasks_per_client "
     "shards_per_client measure_examples max_answer_tokens"
 ).split()
-_ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha temperature learning_rate".split()
+_ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha prompt_scale temperature learning_rate".split()
 _NOT_NEGATIVE = (
     "seed top_k gate_learning_rate balance_weight task_weight_learning_rate num_shots num_personal_steps"
 ).split()
@@ -112,6 +112,7 @@ class Config:
     prompt_form: Form
     prompt_positions: Positions
     prompt_init: str
+    prompt_scale: float
     shared_expert: bool
     gate: GateKind
     gate_encoder: str

@@ -8,24 +8,24 @@ from common.mixture_spec import MixtureSpec
 Array = NDArray[np.float32]
 Arrays = dict[str, Array]
 
-# Small first values: at the start the prompts should hardly disturb the backbone. Keys are scaled with the square root
-# of their size, as the query-key product is divided by it.
-INITIAL_STD = 0.02
+# Where no configuration says it.
+PROMPT_SCALE = 0.3
 
 
-def initial_arrays(spec: MixtureSpec, rng: np.random.Generator) -> Arrays:
+def initial_arrays(spec: MixtureSpec, rng: np.random.Generator, prompt_scale: float = PROMPT_SCALE) -> Arrays:
     """Draw a mixture's first values.
 
-    Prompts and weights are normal, statistics and the task gate's query the identity, expert keys orthonormal as far
+    Prompts are normal with the standard deviation `prompt_scale`, keys with that times the root of their size, by which
+    their products with queries are divided. Weights are normal, statistics and the task gate's query the identity, expert keys orthonormal as far
     as they fit, biases zero; and so is the output of an input gate that only serves unknown tasks: it weighs evenly
     until it is pre-trained.
     """
     arrays: Arrays = {}
     for name, dimensions in spec.all().items():
         if name.startswith("pool.keys."):
-            values = rng.normal(0.0, INITIAL_STD * dimensions[-1] ** 0.5, dimensions)
+            values = rng.normal(0.0, prompt_scale * dimensions[-1] ** 0.5, dimensions)
         elif name.startswith("pool."):
-            values = rng.normal(0.0, INITIAL_STD, dimensions)
+            values = rng.normal(0.0, prompt_scale, dimensions)
         elif name == "gate.query.weight":
             values = np.eye(dimensions[0])
         elif name == "gate.expert_keys":

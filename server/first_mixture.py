@@ -38,7 +38,7 @@ def first_mixture(grid: Grid, config: Config, spec: MixtureSpec, preparation: Pr
     Raises RuntimeError when no client answers, ValueError when the run to start from does not fit.
     """
     rng = np.random.default_rng(config.seed)
-    arrays = initial_arrays(spec, rng)
+    arrays = initial_arrays(spec, rng, config.prompt_scale)
     if spec.has_gate and config.standardise_gate_input:
         arrays = standardise(arrays, sum_statistics(list(preparation.replies.values())))
     if config.prompt_init == VOCABULARY_INIT:

@@ -13,7 +13,7 @@ from common.measures import TEXT_MEASURES, read_measures
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
 GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate", "gate-encoder"}
 MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
-MIXTURE_KEYS |= {"prompt-init", "shared-expert"}
+MIXTURE_KEYS |= {"prompt-init", "prompt-scale", "shared-expert"}
 DATA_KEYS = {"columns", "skip-bad-rows"}
 # Keys that have an effect on some values of another key only.
 ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -22,6 +22,7 @@ ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("shards-per-client", "partition", ("shard",)),
     ("task-weight-learning-rate", "task-weights", ("learned",)),
     ("task-embedding-size", "gate", ("task", "both")),
+    ("prompt-scale", "prompt-init", ("random",)),
     *((key, "method", ("mixture",)) for key in sorted(MIXTURE_KEYS)),
     ("num-virtual-tokens", "method", PROMPT_METHODS),
     ("lora-rank", "method", LORA_METHODS),
