@@ -1,6 +1,6 @@
 """What `fedmops plan` says of a client's memory, held against what a client is then measured to take.
 
-    python -m benchmarks.planned_memory [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32] [--batch-size 4]
+    python -m benchmarks.planned_memory [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32] [--batch-size 4] [--output DIR]
 
 SHAPE is a name of benchmarks.model_shapes, which is written to a temporary directory with random weights (2 bytes a
 parameter on disk), or a backbone's name. On a CPU the measured peak is that of torch's profiler, on CUDA that of
@@ -8,26 +8,30 @@ torch's allocator. A shape of 0.5 B parameters takes about a minute of two cores
 """
 
 import argparse
-import json
+import shlex
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.model_shapes import shapes, write
-from common.backbone import Backbone, load_backbone
+from common.atomic_file import replace_file, replace_json
+from common.backbone import Backbone, load_backbone, resolve_device
 from common.config import Config, read_config
+from server.run_directory import versions
 from simulations.compression.price import resident_bytes
+from simulations.grid import portable
+from simulations.markdown import table
 from simulations.plan import read_lengths
 from simulations.plan_table import size
 from simulations.planning.client_data import Texts
 from simulations.planning.memory import evaluation_pass, plan_memory, training_steps
+from simulations.provenance import described, place
 from simulations.settings import resolve
 
 TASKS = ("a", "b")
@@ -68,45 +72,74 @@ def measured(backbone: Backbone, config: Config, texts: Texts) -> tuple[int, int
     )
 
 
+def compare(name: str, source: str, words: list[str], texts: Texts) -> dict[str, Any]:
+    """Plan and measure a backbone in one compression; return both, in bytes."""
+    config = read_config(resolve([f"backbone={source}", *words, f"batch-size={texts.num_trained}"]))
+    planned = plan_memory(config, texts, TASKS)
+    backbone = load_backbone.__wrapped__(source, config.quantization, config.device)
+    weights, training, evaluation = measured(backbone, config, texts)
+    return {
+        "backbone": name,
+        "quantization": config.quantization,
+        "weights": [planned.weights, weights],
+        "training": [planned.trained + planned.training, training],
+        "evaluation": [planned.evaluation, evaluation],
+        "at once": [planned.peak, weights + max(training, evaluation)],
+    }
+
+
+def document(report: dict[str, Any]) -> str:
+    """Write the measurements: planned / measured, and the ratio."""
+    parts = ("weights", "training", "evaluation", "at once")
+    rows = [
+        [row["backbone"], row["quantization"], *(f"{size(p)} / {size(m)}, {p / m:.2f}" for p, m in map(row.get, parts))]
+        for row in report["rows"]
+    ]
+    texts = f"A step and a pass of {report['batch_size']} texts of {report['lengths']} tokens (text+answer), a mixture."
+    return "\n\n".join(
+        [
+            "# Planned memory against measured memory",
+            f"```\n{report['command']}\n```",
+            f"{place(report)} Device {report['device']}. {texts}",
+            table(["backbone", "quantization", *parts], rows),
+        ]
+    )
+
+
 def main() -> None:
-    """Read the command line, plan and measure, print a table and a line of JSON."""
+    """Read the command line, plan and measure, print a table; write it and its JSON to a directory, if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=["skills"])
     parser.add_argument("--quantizations", default="none,nf4")
     parser.add_argument("--lengths", default="256+32")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     lengths = read_lengths(arguments.lengths)
     assert lengths is not None
     texts = Texts(lengths.text, lengths.answer, arguments.batch_size, arguments.batch_size)
-    table = Table(title=f"Planned / measured, {texts.num_trained} texts of {texts.longest} tokens, {arguments.device}")
-    for name in ("backbone", "compression", "weights", "training", "evaluation", "at once"):
-        table.add_column(name, justify="left" if name in ("backbone", "compression") else "right")
     rows = []
-    for shape in arguments.shapes:
-        with TemporaryDirectory() if shape in shapes() else nullcontext(shape) as source:
-            if source != shape:
-                write(shape, Path(source))
+    for name in arguments.shapes:
+        with TemporaryDirectory() if name in shapes() else nullcontext(name) as source:
+            if source != name:
+                write(name, Path(source))
             for quantization in arguments.quantizations.split(","):
-                words = [f"backbone={source}", f"quantization={quantization}", f"device={arguments.device}"]
-                config = read_config(resolve([*words, f"batch-size={arguments.batch_size}"]))
-                planned = plan_memory(config, texts, TASKS)
-                loaded = load_backbone.__wrapped__(source, quantization, config.device)
-                weights, training, evaluation = measured(loaded, config, texts)
-                del loaded
-                pairs = [
-                    (planned.weights, weights),
-                    (planned.trained + planned.training, training),
-                    (planned.evaluation, evaluation),
-                    (planned.peak, weights + max(training, evaluation)),
-                ]
-                shown = [f"{size(ours)} / {size(theirs)} = {ours / theirs:.2f}" for ours, theirs in pairs]
-                table.add_row(shape, quantization, *shown)
-                rows.append({"backbone": shape, "quantization": quantization, "planned": asdict(planned)})
-                rows[-1]["measured"] = {"weights": weights, "training": training, "evaluation": evaluation}
-    Console().print(table)
-    print(json.dumps(rows))
+                words = [f"quantization={quantization}", f"device={arguments.device}"]
+                rows.append(compare(name, source, words, texts))
+    report = {
+        "command": shlex.join(["python", "-m", "benchmarks.planned_memory", *map(portable, sys.argv[1:])]),
+        **described([versions()]),
+        "device": str(resolve_device(arguments.device)),
+        "lengths": arguments.lengths,
+        "batch_size": arguments.batch_size,
+        "rows": rows,
+    }
+    print(document(report))
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        replace_json(arguments.output / "planned-memory.json", report)
+        replace_file(arguments.output / "planned-memory.md", document(report).encode())
 
 
 if __name__ == "__main__":

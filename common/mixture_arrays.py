@@ -16,9 +16,9 @@ def initial_arrays(spec: MixtureSpec, rng: np.random.Generator, prompt_scale: fl
     """Draw a mixture's first values.
 
     Prompts are normal with the standard deviation `prompt_scale`, keys with that times the root of their size, by which
-    their products with queries are divided. Weights are normal, statistics and the task gate's query the identity, expert keys orthonormal as far
-    as they fit, biases zero; and so is the output of an input gate that only serves unknown tasks: it weighs evenly
-    until it is pre-trained.
+    their products with queries are divided. Weights are normal, statistics and the task gate's query the identity,
+    expert keys orthonormal as far as they fit, biases zero; and so is the output of an input gate that only serves
+    unknown tasks: it weighs evenly until it is pre-trained.
     """
     arrays: Arrays = {}
     for name, dimensions in spec.all().items():

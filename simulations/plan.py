@@ -1,5 +1,6 @@
 """`fedmops plan`: memory and traffic of a run, before any weight is loaded."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from common.config import Config, read_config
+from common.data_counts import over_all_clients
 from common.own_settings import own_config
 from simulations.plan_table import Kind, Plan, show
 from simulations.settings import resolve
@@ -39,6 +41,7 @@ def plan(words: Sequence[str], lengths: Lengths | None, gpu_gib: float | None, c
     """
     settings = resolve(words)
     config = read_config(settings)
+    logging.getLogger("flwr.fedmops").setLevel(logging.ERROR)  # what is cut is said once, for all clients
     numbers = range(config.num_clients)
     own = [own_config(settings, {"partition-id": number, "num-partitions": config.num_clients}) for number in numbers]
     with console.status("loading torch") as status:
@@ -62,7 +65,8 @@ def plan(words: Sequence[str], lengths: Lengths | None, gpu_gib: float | None, c
             if lengths is not None:
                 texts = replace(texts, longest=lengths.text, longest_answer=lengths.answer)
             kinds.append(Kind(members, own[members[0]], texts, plan_memory(own[members[0]], texts, tasks)))
-        show(Plan(config, shape, plan_traffic(config, shape, data), kinds), gpu_gib, console)
+        counts = over_all_clients([client.counts for client in data])
+        show(Plan(config, shape, plan_traffic(config, shape, data), kinds, counts), gpu_gib, console)
 
 
 def _kind(config: Config) -> tuple[Any, ...]:

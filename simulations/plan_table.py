@@ -1,14 +1,16 @@
 """What a run would need, as text and a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from common.config import Config
+from common.data_counts import DataCounts
 from common.mixture_spec import num_parameters
+from simulations.report import data_line
 
 if TYPE_CHECKING:  # they import torch
     from simulations.planning.client_data import Texts
@@ -39,6 +41,7 @@ class Plan:
     shape: "Shape"
     traffic: "Traffic"
     kinds: Sequence[Kind]
+    counts: DataCounts
 
 
 def show(plan: Plan, gpu_gib: float | None, console: Console) -> None:
@@ -64,6 +67,8 @@ def show(plan: Plan, gpu_gib: float | None, console: Console) -> None:
         f"{size(full_updates(plan))}"
     )
     console.print(table(plan.kinds))
+    if line := data_line(asdict(plan.counts)):
+        say(line)
     if gpu_gib is not None:
         for kind in plan.kinds:
             say(fits(kind, gpu_gib))
@@ -101,9 +106,11 @@ def fits(kind: Kind, gpu_gib: float) -> str:
     """Say how many clients of a kind a GPU holds."""
     needed = kind.memory.peak + CUDA_CONTEXT
     count = int(gpu_gib * GIB // needed)
+    clients = {0: "no such client", 1: "1 such client"}.get(count, f"{count} such clients")
+    mend = "" if count else "; lower batch-size or max-sequence-tokens, or compress the backbone further"
     return (
-        f"a GPU of {gpu_gib:g} GiB holds {count} such clients with {kind.config.quantization}: each is a process of "
-        f"{size(needed)}, {size(CUDA_CONTEXT)} of which are allowed for CUDA itself"
+        f"a GPU of {gpu_gib:g} GiB holds {clients} with {kind.config.quantization}: each is a process of "
+        f"{size(needed)}, {size(CUDA_CONTEXT)} of which are allowed for CUDA itself{mend}"
     )
 
 

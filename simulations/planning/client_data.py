@@ -8,6 +8,7 @@ from client.evaluator import EVALUATION_BATCH_SIZE
 from client.partition_data import load_partition_data
 from common.backbone import Backbone
 from common.config import Config
+from common.data_counts import DataCounts
 from simulations.planning.weightless import weightless
 
 
@@ -23,11 +24,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class ClientData:
-    """A client's tasks in training and in the evaluation, and its texts."""
+    """A client's tasks in training and in the evaluation, its texts, and what was cut of them."""
 
     trained: Sequence[str]
     evaluated: Sequence[str]
     texts: Texts
+    counts: DataCounts
 
 
 def read_client(config: Config, number: int) -> ClientData:
@@ -44,6 +46,7 @@ def read_client(config: Config, number: int) -> ClientData:
             num_trained=config.batch_size,
             num_evaluated=min(EVALUATION_BATCH_SIZE, len(data.evaluation.tokenized)),
         ),
+        DataCounts(data.train.counts, data.evaluation.counts),
     )
 
 

@@ -47,11 +47,11 @@ def test_first_values_come_from_the_generator():
     assert not any(np.array_equal(first[name], other[name]) for name in first if name.endswith("weight"))
 
 
-def test_first_prompts_are_small_and_the_gate_begins_standardised_by_nothing():
-    arrays = initial_arrays(MixtureSpec(20, 20, 50, 50, {2: (2, 64, 64)}), np.random.default_rng(0))
+def test_first_prompts_are_as_wide_as_said_and_the_gate_begins_standardised_by_nothing():
+    arrays = initial_arrays(MixtureSpec(20, 20, 50, 50, {2: (2, 64, 64)}), np.random.default_rng(0), prompt_scale=0.5)
     # 51,200 draws: the spread is right within 1 %.
-    assert math.isclose(arrays["pool.values.2"].std(), 0.02, rel_tol=0.02)
-    assert math.isclose(arrays["pool.keys.2"].std(), 0.02 * 8, rel_tol=0.02)
+    assert math.isclose(arrays["pool.values.2"].std(), 0.5, rel_tol=0.02)
+    assert math.isclose(arrays["pool.keys.2"].std(), 0.5 * 8, rel_tol=0.02)
     assert (arrays["gate.scale"] == 1).all() and (arrays["gate.mean"] == 0).all()
     assert (arrays["gate.hidden.bias"] == 0).all() and (arrays["gate.output.bias"] == 0).all()
     assert math.isclose(arrays["gate.hidden.weight"].std(), 50**-0.5, rel_tol=0.05)
