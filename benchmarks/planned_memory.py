@@ -1,6 +1,7 @@
 """What `fedmops plan` says of a client's memory, held against what a client is then measured to take.
 
-    python -m benchmarks.planned_memory [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32] [--batch-size 4] [--output DIR]
+    python -m benchmarks.planned_memory [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32] [--batch-size 4]
+        [--output DIR]
 
 SHAPE is a name of benchmarks.model_shapes, which is written to a temporary directory with random weights (2 bytes a
 parameter on disk), or a backbone's name. On a CPU the measured peak is that of torch's profiler, on CUDA that of
