@@ -83,7 +83,7 @@ def tokenize(example: Example, tokenizer: Any, max_sequence_tokens: int, way: Pr
 
 def answer_token_ids(answer: str, tokenizer: Any) -> list[int]:
     """Tokenize an answer; the end of the text is a part of it."""
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:

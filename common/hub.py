@@ -22,12 +22,17 @@ def local_directory(source: str, weights: bool = True) -> Path:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download  # takes half a second, which only hub ids need
+    from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, _, revision = source.partition("@")
     try:
         wanted = [*PATTERNS, WEIGHTS] if weights else PATTERNS
-        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        # Told so, it also takes a commit of which an older version cached no list of files.
+        found = snapshot_download(
+            name, revision=revision or None, allow_patterns=wanted, local_files_only=is_offline_mode()
+        )
+        directory = Path(found)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -57,7 +57,9 @@ def chat_ids(messages: Sequence[tuple[str, str]], tokenizer: Any) -> list[int]:
             f"the tokenizer's chat template takes no messages of {roles} ({error}): expected roles that it knows; "
             "change them in the data, or leave out chat-template"
         ) from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]  # the template writes its own
     return ids
 
 
@@ -73,7 +75,7 @@ def check_chat_template(tokenizer: Any) -> None:
 def _encode(example: Example, tokenizer: Any, way: PromptWay) -> list[int]:
     if way.chat_template:
         return chat_ids((*example.turns, ("user", example.question.removesuffix("\n"))), tokenizer)
-    ids: list[int] = tokenizer(example.prompt)["input_ids"]
+    ids: list[int] = tokenizer(example.prompt, verbose=False)["input_ids"]
     return ids
 
 
