@@ -57,9 +57,8 @@ def chat_ids(messages: Sequence[tuple[str, str]], tokenizer: Any) -> list[int]:
             f"the tokenizer's chat template takes no messages of {roles} ({error}): expected roles that it knows; "
             "change them in the data, or leave out chat-template"
         ) from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]  # the template writes its own
+    # The template writes special tokens of its own.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
