@@ -10,7 +10,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
+from client.prefix_cache import PrefixCache
 from client.trainer import TrainSettings, train
 from common.backbone import Backbone, load_backbone
 from common.batches import IGNORED, TokenizedExample, collate, pad_id, tokenize
@@ -50,6 +53,14 @@ def mixture_step(backbone: Backbone) -> tuple[Step, int]:
         train(prompted, examples, settings, np.random.default_rng(0))
 
     return step, num_parameters(spec)
+
+
+def from_states(step: Step, backbone: Backbone, examples: Sequence[TokenizedExample], directory: str) -> Step:
+    """Return a step that begins with the states at the injection layer, as a run's steps do."""
+    cache = PrefixCache(Path(directory), budget_bytes=2**32)
+    kept = cache.with_states(backbone, injection_layer(backbone, -1), examples)
+    of = {id(plain): with_states for plain, with_states in zip(examples, kept, strict=True)}
+    return lambda batch: step([of[id(plain)] for plain in batch])
 
 
 def peft_step(backbone: Backbone, config: Any) -> tuple[Step, int]:
@@ -103,19 +114,24 @@ def main() -> None:
         load_backbone.cache_clear()  # peft changes the model that it is given
         return load_backbone(arguments.backbone, arguments.quantization, arguments.device)
 
-    backbone = new_backbone()
-    examples = [tokenize(example, backbone.tokenizer, 512) for example in skill_examples("train", 32, seed=0)]
-    order = np.random.default_rng(0).permutation(len(examples))
-    batches = [[examples[index] for index in order[start::NUM_BATCHES]][:BATCH_SIZE] for start in range(NUM_BATCHES)]
-    prompt_tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules=["q_proj", "v_proj"])
-    methods = {
-        "mixture": mixture_step(backbone),
-        f"peft PromptTuning, {PROMPT_TOKENS} tokens": peft_step(new_backbone(), prompt_tuning),
-        f"peft LoRA, r = {LORA_RANK}": peft_step(new_backbone(), lora),
-    }
-    times = measure({name: step for name, (step, _) in methods.items()}, batches, arguments.seconds)
-    ours = times["mixture"]
+    with TemporaryDirectory() as directory:
+        backbone = new_backbone()
+        examples = [tokenize(example, backbone.tokenizer, 512) for example in skill_examples("train", 32, seed=0)]
+        order = np.random.default_rng(0).permutation(len(examples))
+        batches = [
+            [examples[index] for index in order[start::NUM_BATCHES]][:BATCH_SIZE] for start in range(NUM_BATCHES)
+        ]
+        prompt_tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules=["q_proj", "v_proj"])
+        step, num_trained = mixture_step(backbone)
+        methods = {
+            "mixture": (step, num_trained),
+            "mixture, states of the lower layers kept": (from_states(step, backbone, examples, directory), num_trained),
+            f"peft PromptTuning, {PROMPT_TOKENS} tokens": peft_step(new_backbone(), prompt_tuning),
+            f"peft LoRA, r = {LORA_RANK}": peft_step(new_backbone(), lora),
+        }
+        times = measure({name: step for name, (step, _) in methods.items()}, batches, arguments.seconds)
+        ours = times["mixture"]
     table = Table(
         title=f"A local step, batch {BATCH_SIZE}, backbone {arguments.backbone}, {arguments.quantization}, "
         f"{backbone.device}, {torch.get_num_threads()} threads"

@@ -32,12 +32,14 @@ class GateSums:
 def gate_inputs(
     backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]
 ) -> Float[np.ndarray, "examples hidden"]:
-    """Run the layers below `layer`; return what the gate reads of each example, in their order."""
+    """Return what the gate reads of each example, in their order; run the layers below `layer` where need be."""
     inputs = np.zeros((len(tokenized), backbone.hidden_size), dtype=np.float32)
     padding = pad_id(backbone.tokenizer)
     for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
         batch = collate([tokenized[index] for index in indices], padding, backbone.device)
-        hidden = hidden_at(backbone, layer, batch.input_ids, batch.attention_mask)
+        hidden = batch.hidden
+        if hidden is None:
+            hidden = hidden_at(backbone, layer, batch.input_ids, batch.attention_mask)
         inputs[indices] = mean_over_input(hidden, batch.input_mask).cpu().numpy()
     return inputs
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 from client.gate_encoder import encoded
+from client.prefix_cache import PrefixCache, cache_directory
 from common.adapter_spec import PROMPT_METHODS
 from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import OWN_PARTITION, Config
 from common.data_counts import CutCounts, DataCounts
+from common.decoder import injection_layer
 from common.example import Example
 from common.partition import partitions_of, reading_of
 from common.prompt_tokens import PromptTooLongError, PromptWay
@@ -65,11 +67,20 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
     """
     owned = partitions_of(config)[partition]
     return PartitionData(
-        train=_split(config, partition, backbone, owned, "train"),
-        evaluation=_split(config, partition, backbone, owned, config.eval_split),
+        train=_with_states(config, backbone, _split(config, partition, backbone, owned, "train")),
+        evaluation=_with_states(config, backbone, _split(config, partition, backbone, owned, config.eval_split)),
         num_bad_rows=reading_of(config).counts.num_bad,
         is_own=config.partition == OWN_PARTITION,
     )
+
+
+def _with_states(config: Config, backbone: Backbone, split: TokenizedSplit) -> TokenizedSplit:
+    """Keep the states that a mixture's steps begin with."""
+    layer = injection_layer(backbone, config.injection_layer)
+    if config.method != "mixture" or not layer or not config.prefix_cache_gib:
+        return split
+    cache = PrefixCache(cache_directory(), int(config.prefix_cache_gib * 2**30))
+    return replace(split, tokenized=cache.with_states(backbone, layer, split.tokenized))
 
 
 def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[Example], name: str) -> TokenizedSplit:

@@ -24,6 +24,7 @@ class TokenizedExample:
     task: str = ""
     gate_input: NDArray[np.float32] | None = field(default=None, compare=False)  # `[hidden]` of another model, if one
     prompt_cut: bool = False  # the prompt was too long
+    states: Tensor | None = field(default=None, compare=False)  # `[tokens, hidden]` where the injection layer begins
 
     @property
     def num_tokens(self) -> int:
@@ -41,6 +42,7 @@ class Batch:
     labels: Int[Tensor, "batch answer"]  # the last positions' token ids; IGNORED before an answer begins
     tasks: tuple[str, ...]
     gate_input: Float[Tensor, "batch hidden"] | None = None  # what the gate reads, where that is another model's
+    hidden: Float[Tensor, "batch seq width"] | None = None  # states at the injection layer, which spare those below
 
     @property
     def num_logits(self) -> int:
@@ -87,7 +89,7 @@ def answer_token_ids(answer: str, tokenizer: Any) -> list[int]:
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> Batch:
-    """Pad examples to one left-padded batch."""
+    """Pad examples to one left-padded batch, with states if all of them have some."""
     length = max(example.num_tokens for example in examples)
     answer_length = max(len(example.answer_ids) for example in examples)
     input_ids, attention_mask, input_mask, labels = [], [], [], []
@@ -103,7 +105,19 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.dev
     read = [example.gate_input for example in examples if example.gate_input is not None]
     gate_input = torch.from_numpy(np.stack(read)).to(device) if read else None
     tasks = tuple(example.task for example in examples)
-    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input)
+    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input, _hidden(examples, length, device))
+
+
+def _hidden(
+    examples: Sequence[TokenizedExample], length: int, device: torch.device
+) -> Float[Tensor, "batch seq width"] | None:
+    states = [example.states for example in examples if example.states is not None]
+    if len(states) < len(examples):
+        return None
+    padded = states[0].new_zeros(len(examples), length, states[0].shape[1])
+    for row, text in zip(padded, states, strict=True):
+        row[length - len(text) :] = text
+    return padded.to(device)
 
 
 def pad_id(tokenizer: Any) -> int:

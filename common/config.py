@@ -46,7 +46,8 @@ _AT_LEAST_ONE = (
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha prompt_scale temperature learning_rate".split()
 _NOT_NEGATIVE = (
-    "seed top_k gate_learning_rate balance_weight task_weight_learning_rate num_shots num_personal_steps"
+    "seed top_k gate_learning_rate balance_weight task_weight_learning_rate num_shots num_personal_steps "
+    "prefix_cache_gib"
 ).split()
 _CHOICES = {
     "quantization": QUANTIZATIONS,
@@ -103,6 +104,7 @@ class Config:
     device: str
     gpu_memory_fraction: float
     device_map: str
+    prefix_cache_gib: float
     max_sequence_tokens: int
     too_long_prompts: TooLongPrompts
     chat_template: bool

@@ -117,18 +117,16 @@ class PromptedBackbone:
         """Take the mixture out of the backbone."""
         self._injection.remove()
 
-    def logits(
-        self, batch: Batch, hidden: Float[Tensor, "batch seq hidden"] | None = None
-    ) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
+    def logits(self, batch: Batch) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
         """Run the backbone with the mixture on a batch.
 
         Returns the logits of the last positions, in float32, and the experts' log weights. The gate reads instruction
-        and input only. `hidden`, the batch's hidden states at the injection layer, spare the layers below.
+        and input only. A batch's hidden states at the injection layer spare the layers below.
         """
         start = (
             nullcontext()
-            if hidden is None
-            else entering(self.backbone.model, self.mixture.spec.injection_layer, hidden)
+            if batch.hidden is None
+            else entering(self.backbone.model, self.mixture.spec.injection_layer, batch.hidden)
         )
         # Reading first: prompts of the form hidden go through the layers on their own.
         reading = self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on, batch.gate_input)

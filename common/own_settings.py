@@ -19,6 +19,7 @@ OWN_KEYS = (
     "device",
     "gpu-memory-fraction",
     "device-map",
+    "prefix-cache-gib",
     "batch-size",
     "max-sequence-tokens",
 )

@@ -35,7 +35,8 @@ class ClientData:
 def read_client(config: Config, number: int) -> ClientData:
     """Read and tokenize a client's data as a run does. Raises ValueError as the run would."""
     backbone = _without_weights(config.backbone)
-    data = load_partition_data(replace(config, gate_encoder=""), number, backbone)  # which reads no lengths
+    lengths_alone = replace(config, gate_encoder="", prefix_cache_gib=0.0)
+    data = load_partition_data(lengths_alone, number, backbone)
     texts = [*data.train.tokenized, *data.evaluation.tokenized]
     return ClientData(
         sorted({example.task for example in data.train.examples}),

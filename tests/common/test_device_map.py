@@ -76,7 +76,7 @@ def test_the_layers_below_can_be_skipped(spread, layer):
     hidden = hidden_at(spread, layer, batch.input_ids, batch.attention_mask)
     assert mean_over_input(hidden.to(SECOND), batch.input_mask).device == SECOND
     with PromptedBackbone(spread, mixture) as prompted:
-        assert prompted.logits(batch, hidden.to(FIRST))[0].device == FIRST
+        assert prompted.logits(replace(batch, hidden=hidden.to(FIRST)))[0].device == FIRST
 
 
 def test_a_layers_own_forward_is_what_it_was_after_it_was_skipped():

@@ -1,5 +1,6 @@
 """Every family of decoders: the mixture computes the same thing whatever the architecture around it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,10 @@ def test_cached_hidden_states_equal_fresh_ones(family: str) -> None:
     prompted, batch = prompted_family(family), batch_of()
     hidden = hidden_at(prompted.backbone, LAYER, batch.input_ids, batch.attention_mask)
     fresh, weights = logits_of(prompted, batch)
-    cached, cached_weights = prompted.logits(batch, hidden)
+    cached, cached_weights = prompted.logits(replace(batch, hidden=hidden))
     assert torch.equal(cached, fresh)
     assert torch.equal(cached_weights, weights)
-    changed, _ = prompted.logits(batch, hidden.flip(-1))
+    changed, _ = prompted.logits(replace(batch, hidden=hidden.flip(-1)))
     assert not torch.allclose(changed, fresh, atol=1e-3)
 
 
