@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 # It warns, at its import, that the optional package `kernels` is missing, which would repack 4-bit weights on a CPU,
@@ -21,6 +22,7 @@ import bitsandbytes
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -146,6 +148,12 @@ def load_model(
     feed_head_contiguously(model)
     check_gradients(model, quantization)
     return model, tokenizer, place
+
+
+def new_model(directory: Path, dtype: torch.dtype) -> Any:
+    """Build the model that a directory's config.json describes, with random weights."""
+    config = AutoConfig.from_pretrained(directory)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
 
 
 def freeze(model: nn.Module) -> None:

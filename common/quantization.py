@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
+from transformers.quantizers.base import get_keys_to_not_convert
 
 NUM_PROBES = 8
 # Rounding to bfloat16 leaves 0.999 and more; int8 with quantized activations, whose gradient is wrong, 0.07.
@@ -36,6 +37,14 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
             ) from None
         return TorchAoConfig(Int8WeightOnlyConfig())
     return None  # none, and stored: the checkpoint says it itself
+
+
+def quantized_layers(model: Any) -> dict[str, nn.Linear]:
+    """Return the linear layers, by name, that transformers quantizes: all but the head and what is tied to others."""
+    kept = set(get_keys_to_not_convert(model))
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in kept
+    }
 
 
 def check_gradients(model: nn.Module, quantization: str) -> None:

@@ -65,10 +65,10 @@ def tiny_backbone(dtype: torch.dtype = torch.float32) -> Backbone:
 def mixture_for(
     backbone: Backbone, num_experts: int = 3, layer: int = 2, scale: float = 10.0, seed: int = 0, **changes: Any
 ) -> Mixture:
-    """Draw a mixture whose prompts are `scale` times the usual first ones, so that they show."""
+    """Draw a mixture whose values are `scale` times 0.02, and keys the root of their size times that."""
     spec = MixtureSpec(num_experts, 4, 8, backbone.hidden_size, probe_kv_shapes(backbone, layer), **changes)
     rng = np.random.default_rng(seed)
-    arrays = initial_arrays(spec, rng)
+    arrays = initial_arrays(spec, rng, prompt_scale=0.02)
     for name, array in arrays.items():
         if name.startswith("pool."):
             array *= np.float32(scale)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.quantizers.base import get_keys_to_not_convert
+
+from common.quantization import quantized_layers
 
 BLOCK = 64  # weights that share a scale, bitsandbytes' default for 4 bits
 NESTED_BLOCK = 256  # scales that share one, where they are quantized too
@@ -75,9 +76,7 @@ class _Int8Product(_Product):
 
 
 def quantize_layers(model: Any, quantization: str) -> None:
-    """Put stand-ins in the place of those linear layers that transformers would quantize: all but the head."""
-    kept = set(get_keys_to_not_convert(model))
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name not in kept:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, QuantizedLinear(quantization, module))
+    """Put stand-ins in the place of those linear layers that would be quantized."""
+    for name, linear in quantized_layers(model).items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, QuantizedLinear(quantization, linear))

@@ -1,5 +1,6 @@
 """A backbone of the right shapes without values: all that is computed with it takes no memory and next to no time."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,13 +9,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from common.attention import ATTENTION
-from common.backbone import Backbone, feed_head_contiguously, freeze, resolve_device
+from common.backbone import Backbone, feed_head_contiguously, freeze, new_model, resolve_device
 from common.backbone import compute_dtype as dtype_on
 from common.backbone_source import STORED, locate
 from common.hub import local_directory
+from common.tokenizer import load_tokenizer
 from simulations.planning.quantized_bytes import quantize_layers
 
 CPU = torch.device("cpu")
@@ -28,15 +28,14 @@ def weightless(name: str, quantization: str, device: str, compute_dtype: str) ->
     that are quantized by anything but bitsandbytes' 4 bits.
     """
     source = local_directory(locate(name), weights=False)
-    config = AutoConfig.from_pretrained(source)
     if quantization == STORED:
-        quantization = _stored(name, config.quantization_config)
+        described = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        quantization = _stored(name, described["quantization_config"])
     place = torch.device("cuda") if device == "cuda" else resolve_device(device)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     # All is in one place, and to move a module is to swap its tensors, which those without values do not allow.
     with FakeTensorMode(), patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):
-        dtype = dtype_on(place, compute_dtype)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+        model = new_model(source, dtype_on(place, compute_dtype))
         if quantization != "none":
             quantize_layers(model, quantization)
         freeze(model.eval())

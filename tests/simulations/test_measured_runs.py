@@ -20,6 +20,7 @@ from client.measurer import measure
 from client.partition_data import load_partition_data, longest_text
 from common.backbone import load_backbone
 from common.config import Config, read_config
+from common.data.load import Reading
 from common.example import Example
 from common.injection import PromptedBackbone
 from common.measures import MEASURES, TEXT_MEASURES, means
@@ -39,17 +40,19 @@ SETTINGS = {"measures": ",".join(MEASURES), "measure_examples": 1, "max_answer_t
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every example but those of one task have choices."""
-    load = common.partition.load_examples
+    read = common.partition.read_data
 
-    def with_choices(*args: Any) -> tuple[Example, ...]:
-        return tuple(
+    def with_choices(*args: Any) -> Reading:
+        found = read(*args)
+        examples = (
             each
             if each.task == "add"
             else replace(each, choices=(each.output[:-1] + "q", each.output, each.output[:-1] + "z"))
-            for each in load(*args)
+            for each in found.examples
         )
+        return replace(found, examples=tuple(examples))
 
-    monkeypatch.setattr(common.partition, "load_examples", with_choices)
+    monkeypatch.setattr(common.partition, "read_data", with_choices)
 
 
 def run(run_config: dict[str, Any]) -> tuple[Config, dict[str, Any]]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from benchmarks.planned_memory import measured
 from common.backbone import load_backbone
 from common.config import read_config
+from simulations.planning.against_measured import measured
 from simulations.planning.client_data import Texts
 from simulations.planning.memory import plan_memory
 from simulations.settings import resolve

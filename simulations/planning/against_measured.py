@@ -1,9 +1,9 @@
 """What `fedmops plan` says of a client's memory, held against what a client is then measured to take.
 
-    python -m benchmarks.planned_memory [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32] [--batch-size 4]
-        [--output DIR]
+    python -m simulations.planning.against_measured [SHAPE ...] [--quantizations none,nf4] [--lengths 256+32]
+        [--batch-size 4] [--output DIR]
 
-SHAPE is a name of benchmarks.model_shapes, which is written to a temporary directory with random weights (2 bytes a
+SHAPE is a name of common.model_shapes, which is written to a temporary directory with random weights (2 bytes a
 parameter on disk), or a backbone's name. On a CPU the measured peak is that of torch's profiler, on CUDA that of
 torch's allocator. A shape of 0.5 B parameters takes about a minute of two cores.
 """
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.model_shapes import shapes, write
 from common.atomic_file import replace_file, replace_json
 from common.backbone import Backbone, load_backbone, resolve_device
 from common.config import Config, read_config
+from common.model_shapes import SHAPES, write_shape
 from server.run_directory import versions
 from simulations.compression.price import resident_bytes
 from simulations.grid import portable
@@ -122,14 +122,14 @@ def main() -> None:
     texts = Texts(lengths.text, lengths.answer, arguments.batch_size, arguments.batch_size)
     rows = []
     for name in arguments.shapes:
-        with TemporaryDirectory() if name in shapes() else nullcontext(name) as source:
+        with TemporaryDirectory() if name in SHAPES else nullcontext(name) as source:
             if source != name:
-                write(name, Path(source))
+                write_shape(name, Path(source))
             for quantization in arguments.quantizations.split(","):
                 words = [f"quantization={quantization}", f"device={arguments.device}"]
                 rows.append(compare(name, source, words, texts))
     report = {
-        "command": shlex.join(["python", "-m", "benchmarks.planned_memory", *map(portable, sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", "simulations.planning.against_measured", *map(portable, sys.argv[1:])]),
         **described([versions()]),
         "device": str(resolve_device(arguments.device)),
         "lengths": arguments.lengths,
