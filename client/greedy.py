@@ -38,7 +38,7 @@ def greedy_answers(
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
     tokenizer, padding = backbone.tokenizer, pad_id(backbone.tokenizer)
-    texts = [replace(prompt, answer_ids=[]) for prompt in prompts]
+    texts = [replace(prompt, answer_ids=[], states=None) for prompt in prompts]
     answers = [""] * len(texts)
     for indices in in_order_of_length(texts, BATCH_SIZE):
         going = indices

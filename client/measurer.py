@@ -143,7 +143,8 @@ def _answered_by_each_choice(
         if room < 1:
             num_too_long += 1
         elif answers:
-            shortened = replace(tokens, prompt_ids=tokens.prompt_ids[-room:], special=tokens.special[-room:])
+            prompt_ids, special = tokens.prompt_ids[-room:], tokens.special[-room:]
+            shortened = replace(tokens, prompt_ids=prompt_ids, special=special, states=None)
             answered.append((example, [replace(shortened, answer_ids=answer) for answer in answers]))
     if num_too_long:
         log.warning(

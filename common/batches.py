@@ -26,6 +26,10 @@ class TokenizedExample:
     prompt_cut: bool = False  # the prompt was too long
     states: Tensor | None = field(default=None, compare=False)  # `[tokens, hidden]` where the injection layer begins
 
+    def __post_init__(self) -> None:
+        if self.states is not None and len(self.states) != self.num_tokens:
+            raise ValueError(f"{len(self.states)} states are not those of {self.num_tokens} tokens: drop them")
+
     @property
     def num_tokens(self) -> int:
         """Length of prompt and answer together."""

@@ -16,6 +16,7 @@ from tiny import (
 )
 from transformers import AutoModelForCausalLM
 
+import common.peft_mixture  # noqa: F401  makes the mixture known to peft
 from common.batches import IGNORED, collate
 
 # float32 sums of about a hundred terms, in another order by another kernel; measured 2e-5 on logits of size 1 to 10.

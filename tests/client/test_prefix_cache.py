@@ -180,3 +180,10 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path, backbone, caplog):
     texts = tokenized(examples(4))
     assert PrefixCache(tmp_path / "file" / "cache", ROOMY).with_states(backbone, LAYER, texts) == tuple(texts)
     assert "are not kept" in caplog.text
+
+
+def test_states_of_another_text_are_refused(tmp_path, backbone):
+    (kept,) = PrefixCache(tmp_path, ROOMY).with_states(backbone, LAYER, tokenized(examples(1)))
+    with pytest.raises(ValueError, match="are not those of"):
+        replace(kept, answer_ids=[])
+    assert replace(kept, answer_ids=[], states=None).states is None
