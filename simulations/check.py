@@ -30,21 +30,27 @@ class Readiness:
     problems: dict[int, str] = field(default_factory=dict)  # by client
     of_all: str = ""  # a problem of the run, not of a client
     spec: Spec | None = None
+    uncompressed: dict[int, PrepareReply] = field(default_factory=dict)  # of the same clients, if they were asked
 
 
-def check(words: Sequence[str], console: Console) -> bool:
+def check(words: Sequence[str], with_penalty: bool, console: Console) -> bool:
     """Prepare all clients of a simulation as a run does, and print what is found; say whether all are ready.
 
-    Raises ValueError for bad input, before anything heavy is loaded.
+    `with_penalty` also scores every client's examples with the backbone uncompressed, which is loaded for it. Raises
+    ValueError for bad input, before anything heavy is loaded.
     """
     run_config = resolve(words)
     config = read_config(run_config)
     check_run(run_config, config)
+    if with_penalty:
+        read_config({**run_config, "quantization": "none"})  # refuses files that are quantized already
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run"
         with RunView(console, path, config.last_round, config.num_clients, config.centralised), flowers_log_off():
             found = _prepare(run_config, config, path)
+            if with_penalty and found.replies:
+                found.uncompressed = _uncompressed(run_config, config, Path(directory) / "uncompressed")
     console.print(readiness_table(found, config))
     for line in _lines(found, config):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -86,6 +92,20 @@ def _prepare(run_config: Mapping[str, Value], config: Config, path: Path) -> Rea
     return found
 
 
+def _uncompressed(run_config: Mapping[str, Value], config: Config, path: Path) -> dict[int, PrepareReply]:
+    """Make the first exchange with clients that all have the backbone uncompressed."""
+    from client.app import app as client_app
+    from server.preparation import first_exchange
+    from simulations.inline import InlineGrid
+
+    grid = InlineGrid(client_app, run_config, config.num_clients, {"quantization": "none"})
+    directory = RunDirectory(path, config)
+    try:
+        return first_exchange(grid, grid.get_node_ids(), config.round_timeout_seconds, directory).replies
+    finally:
+        directory.close()
+
+
 def problem_lines(found: Readiness, num_clients: int) -> list[str]:
     """Return a line for each problem, with the clients that have it."""
     clients_of: dict[str, list[int]] = {}
@@ -106,7 +126,8 @@ def readiness_table(found: Readiness, config: Config) -> Table:
     differ = len({reply.quantization for reply in found.replies.values()}) > 1
     table.add_column("client", justify="right", no_wrap=True)
     table.add_column("tasks")
-    for name in (*(["compression"] if differ else []), "train", config.eval_split, "cut", "left out", "backbone"):
+    columns = [*(["compression"] if differ else []), "train", config.eval_split, "cut", "left out", "backbone"]
+    for name in [*columns, *(["penalty"] if found.uncompressed else [])]:
         table.add_column(name, justify="left" if name == "compression" else "right", no_wrap=True)
     for client in range(config.num_clients):
         if client not in found.replies:
@@ -122,8 +143,17 @@ def readiness_table(found: Readiness, config: Config) -> Table:
             str(sum(split.num_prompts_cut for split in splits)),
             str(sum(split.num_left_out for split in splits)),
             f"{total(reply.scores.values()).perplexity:.2f}",
+            *([penalty(reply, found.uncompressed.get(client))] if found.uncompressed else []),
         )
     return table
+
+
+def penalty(reply: PrepareReply, uncompressed: PrepareReply | None) -> str:
+    """Say by how much a client's compression raises the perplexity of its own examples."""
+    if uncompressed is None:
+        return ""
+    ratio = total(reply.scores.values()).perplexity / total(uncompressed.scores.values()).perplexity
+    return f"{ratio - 1:+.1%}"
 
 
 def _lines(found: Readiness, config: Config) -> list[str]:

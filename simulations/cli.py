@@ -55,9 +55,14 @@ def simulate_command(
 
 
 @app.command("check")
-def check_command(words: Words = None) -> None:
+def check_command(
+    words: Words = None,
+    penalty: Annotated[
+        bool, typer.Option("--penalty", help="also say what its compression costs each client on its own examples")
+    ] = False,
+) -> None:
     """Do all that a run does before round 1, and train nothing: which clients are ready, and what keeps the others."""
-    raise typer.Exit(0 if check(words or [], console) else 1)
+    raise typer.Exit(0 if check(words or [], penalty, console) else 1)
 
 
 @app.command("partitions")

@@ -25,6 +25,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.config import Value
+
 logger = logging.getLogger(__name__)
 
 _RUN_ID = 1
@@ -38,7 +40,15 @@ class InlineGrid(Grid):
     sees the replies one after the other and can show progress or stop at its deadline.
     """
 
-    def __init__(self, client_app: ClientApp, run_config: Mapping[str, str | int | float | bool], num_clients: int):
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: Mapping[str, Value],
+        num_clients: int,
+        node_config: Mapping[str, Value] | None = None,
+    ) -> None:
+        """Make the nodes; `node_config` is what all have of their own beside their number."""
+        self._node_config = dict(node_config or {})
         # Private and process-wide: Message() reads here who sends it. Flower's processes set it when they start.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN_ID, 1, SUPERLINK_NODE_ID
         self._run = Run.create_empty(_RUN_ID)
@@ -104,7 +114,8 @@ class InlineGrid(Grid):
         context = Context(
             run_id=_RUN_ID,
             node_id=node_id,
-            node_config={"partition-id": node_id - _FIRST_NODE_ID, "num-partitions": len(self._states)},
+            node_config=self._node_config
+            | {"partition-id": node_id - _FIRST_NODE_ID, "num-partitions": len(self._states)},
             state=_records_over_the_wire(self._states[node_id]),
             run_config=dict(self._run_config),
         )

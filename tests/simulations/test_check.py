@@ -1,18 +1,21 @@
 """fedmops check prepares all clients as a run does, names what keeps a client, trains nothing and leaves nothing."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message
 
 import client.app
+from common.perplexity import AnswerScore
 from server.run_directory import METRICS
-from simulations.check import Readiness, problem_lines
+from simulations.check import Readiness, penalty, problem_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread", "empty_directory", "small_terminal")
 Check = Callable[..., tuple[int, list[str], str]]
@@ -36,9 +39,9 @@ def check(
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
-    def run(**changes: Any) -> tuple[int, list[str], str]:
+    def run(*options: str, **changes: Any) -> tuple[int, list[str], str]:
         settings = small_run | {key.replace("_", "-"): value for key, value in changes.items()}
-        code = fedmops("check", *(f"{key}={value}" for key, value in settings.items()))
+        code = fedmops("check", *options, *(f"{key}={value}" for key, value in settings.items()))
         shown = capsys.readouterr()
         assert [*temporary.iterdir()] == [*Path.cwd().glob("runs*")] == []
         return code, shown.out.splitlines(), shown.err
@@ -157,3 +160,23 @@ def test_a_problem_of_several_clients_is_one_line() -> None:
     problems = {2: "client 2 is left out: other weights", 0: "no reply", 3: "client 3 is left out: other weights"}
     assert problem_lines(Readiness({}, problems), 5) == ["client 0: no reply", "clients 2, 3: other weights"]
     assert problem_lines(Readiness({}, {}, "the run does not fit"), 5) == ["the run does not fit"]
+
+
+def test_the_penalty_is_that_of_each_clients_own_compression(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = tmp_path / "clients.toml"
+    clients.write_text('[1]\nquantization = "nf4"\n')
+    monkeypatch.setattr("simulations.check.penalty", lambda own, plain: own.quantization[-1] + plain.quantization[-1])
+    code, lines, errors = check("--penalty", clients=clients)
+    assert (code, errors) == (0, "")
+    assert [row[-1] for row in rows(lines).values()] == ["ee", "4e", "ee"]  # of none and nf4
+    assert not any("penalty" in line for line in check(clients=clients)[1] if line.startswith("┃"))
+
+
+def test_a_penalty_is_a_share_of_the_perplexity() -> None:
+    def reply(nll: float) -> Any:
+        return SimpleNamespace(scores={"a": AnswerScore(nll, num_tokens=10, num_characters=10, num_examples=1)})
+
+    assert penalty(reply(10 * math.log(3)), reply(10 * math.log(2))) == "+50.0%"
+    assert penalty(reply(1.0), None) == ""
