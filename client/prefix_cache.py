@@ -65,8 +65,8 @@ class PrefixCache:
     def _with_states(
         self, backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]
     ) -> tuple[TokenizedExample, ...]:
-        size = backbone.hidden_size
-        room = self.budget_bytes - _bytes_in_use(self.directory, self._path(backbone, layer, tokenized))
+        size, path = backbone.hidden_size, self._path(backbone, layer, tokenized)
+        room = self.budget_bytes - _bytes_in_use(self.directory, but=path)
         ends = np.cumsum([tokens.num_tokens for tokens in tokenized]) * size * BYTES_PER_VALUE
         num_kept = int((ends <= room).sum())
         if num_kept < len(tokenized):
@@ -79,12 +79,14 @@ class PrefixCache:
         if not num_kept:
             return tuple(tokenized)
         kept = tokenized[:num_kept]
-        path = self._path(backbone, layer, kept)
-        order = [index for indices in in_order_of_length(kept, EVALUATION_BATCH_SIZE) for index in indices]
+        if num_kept < len(tokenized):
+            path = self._path(backbone, layer, kept)
+        batches = list(in_order_of_length(kept, EVALUATION_BATCH_SIZE))
+        order = [index for indices in batches for index in indices]
         num_bytes = int(ends[num_kept - 1])
         if not path.is_file() or path.stat().st_size != num_bytes:
             self._make_room(num_bytes)
-            _write(path, backbone, layer, kept)
+            _write(path, backbone, layer, [[kept[index] for index in indices] for indices in batches])
         path.touch()  # used last now
         _in_use.add(path)
         found: Tensor = torch.from_file(str(path), shared=False, size=num_bytes // 2, dtype=torch.bfloat16)
@@ -132,13 +134,12 @@ def _key(backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]) 
 
 
 @torch.no_grad()
-def _write(path: Path, backbone: Backbone, layer: int, tokenized: Sequence[TokenizedExample]) -> None:
-    """Write all texts' states one after the other, shortest text first; the file is there when it is whole."""
+def _write(path: Path, backbone: Backbone, layer: int, batches: Sequence[Sequence[TokenizedExample]]) -> None:
+    """Write all texts' states one after the other; the file is there when it is whole."""
     descriptor, part = tempfile.mkstemp(suffix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for indices in in_order_of_length(tokenized, EVALUATION_BATCH_SIZE):
-                some = [tokenized[index] for index in indices]
+            for some in batches:
                 batch = collate(some, pad_id(backbone.tokenizer), backbone.device)
                 hidden = hidden_at(backbone, layer, batch.input_ids, batch.attention_mask)
                 rounded = hidden.to(torch.bfloat16).cpu()

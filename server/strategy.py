@@ -26,6 +26,11 @@ from server.update_check import check_evaluate_reply, check_measured, check_upda
 log = logging.getLogger("flwr.fedmops")
 
 
+def num_trainers(client_fraction: float, num_clients: int) -> int:
+    """Return how many clients train in a round."""
+    return max(1, round(client_fraction * num_clients))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The mixtures at the end of the rounds, and what the clients last said of them."""
@@ -123,7 +128,7 @@ class MixtureStrategy:
         clients = sorted(self.nodes)
         if self.centralised:
             return {clients[0]: self.nodes[clients[0]]}
-        count = max(1, round(self.client_fraction * len(clients)))
+        count = num_trainers(self.client_fraction, len(clients))
         chosen = np.random.default_rng([self.seed, server_round]).choice(len(clients), count, replace=False)
         return {clients[index]: self.nodes[clients[index]] for index in sorted(chosen)}
 

@@ -76,8 +76,7 @@ def show(plan: Plan, gpu_gib: float | None, console: Console) -> None:
 
 def full_updates(plan: Plan) -> int:
     """Return the bytes of a run whose clients would send, and be sent, all parameters of the backbone in 16 bits."""
-    trainers = 1 if plan.config.centralised else max(1, round(plan.config.client_fraction * plan.config.num_clients))
-    return 2 * 2 * plan.shape.num_parameters * trainers * plan.config.num_rounds
+    return 2 * 2 * plan.shape.num_parameters * plan.traffic.num_trainers * plan.config.num_rounds
 
 
 def table(kinds: Sequence[Kind]) -> Table:

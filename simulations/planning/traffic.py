@@ -25,6 +25,7 @@ from common.wire.preparation import (
 from common.wire.records import message_bytes
 from common.wire.rounds import EvaluateReply, TrainReply, instruction, pack_evaluate_reply, pack_train_reply
 from server.clusters import MAX_STEPS
+from server.strategy import num_trainers
 from simulations.planning.client_data import ClientData
 from simulations.planning.shape import Shape
 
@@ -35,6 +36,7 @@ HASH_CHARACTERS = 32
 class Traffic:
     """Bytes, with the headers that Flower gives records and arrays: a client's messages, and all of a run."""
 
+    num_trainers: int  # clients that train in a round
     to_train: int  # what the server sends a client that trains
     update: int  # what that client sends back
     to_evaluate: int
@@ -58,11 +60,11 @@ def plan_traffic(config: Config, shape: Shape, clients: Sequence[ClientData]) ->
     )
     up = message_bytes(pack_train_reply(update))
     scores = [message_bytes(_scores(client.evaluated, spec.num_experts)) for client in clients]
-    trainers = 1 if config.centralised else max(1, round(config.client_fraction * len(clients)))
+    trainers = 1 if config.centralised else num_trainers(config.client_fraction, len(clients))
     a_round = (down + up) * trainers * bool(spec.trainable()) + down * len(clients) + sum(scores)
     personal = (down + up + down) * len(clients) + sum(scores) if config.num_personal_steps else 0
     before = _before_round_1(config, shape, everything, clients)
-    return Traffic(down, up, down, max(scores), before, before + config.last_round * a_round + personal)
+    return Traffic(trainers, down, up, down, max(scores), before, before + config.last_round * a_round + personal)
 
 
 def _before_round_1(config: Config, shape: Shape, everything: Arrays, clients: Sequence[ClientData]) -> int:
