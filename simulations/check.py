@@ -4,8 +4,9 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,10 @@ from simulations.report import data_line, named_tasks
 from simulations.settings import resolve
 from simulations.simulate import check_run, flowers_log_off, spin_briefly
 from simulations.view import RunView
+
+if TYPE_CHECKING:  # they take seconds to import
+    from server.preparation import Preparation
+    from simulations.inline import InlineGrid
 
 
 @dataclass
@@ -68,24 +73,16 @@ def _prepare(run_config: Mapping[str, Value], config: Config, path: Path) -> Rea
     """Do what the ServerApp does up to round 1, with the inline engine."""
     spin_briefly()
     # torch and transformers take seconds to import: only once the input is known to be right.
-    from client.app import app as client_app
     from server.app import starting_point
-    from server.preparation import first_exchange
-    from simulations.inline import InlineGrid
 
-    grid = InlineGrid(client_app, run_config, config.num_clients)
+    grid, preparation = _exchange(run_config, config, path)
+    found = Readiness(preparation.replies)
+    if preparation.replies:
+        try:
+            found.spec, _, _ = starting_point(grid, config, preparation)
+        except (RuntimeError, ValueError) as error:
+            found.of_all = str(error)
     nodes = grid.get_node_ids()  # in the order of the clients
-    directory = RunDirectory(path, config)
-    try:
-        preparation = first_exchange(grid, nodes, config.round_timeout_seconds, directory, config.measure_names)
-        found = Readiness(preparation.replies)
-        if preparation.replies:
-            try:
-                found.spec, _, _ = starting_point(grid, config, preparation)
-            except (RuntimeError, ValueError) as error:
-                found.of_all = str(error)
-    finally:
-        directory.close()
     for step, failures in preparation.failed.items():
         for who, reason in failures.items():
             found.problems[nodes.index(who) if step == PREPARE else who] = reason
@@ -93,17 +90,29 @@ def _prepare(run_config: Mapping[str, Value], config: Config, path: Path) -> Rea
 
 
 def _uncompressed(run_config: Mapping[str, Value], config: Config, path: Path) -> dict[int, PrepareReply]:
-    """Make the first exchange with clients that all have the backbone uncompressed."""
+    """Return what clients say that all have the backbone uncompressed, of its perplexity alone."""
+    unmeasured = {**run_config, "measures": ""}
+    _, preparation = _exchange(unmeasured, replace(config, measures=""), path, {"quantization": "none"})
+    return preparation.replies
+
+
+def _exchange(
+    run_config: Mapping[str, Value], config: Config, path: Path, node_config: Mapping[str, Value] | None = None
+) -> tuple["InlineGrid", "Preparation"]:
+    """Make a run's first exchange; `node_config` is what all clients have of their own."""
     from client.app import app as client_app
     from server.preparation import first_exchange
     from simulations.inline import InlineGrid
 
-    grid = InlineGrid(client_app, run_config, config.num_clients, {"quantization": "none"})
+    grid = InlineGrid(client_app, run_config, config.num_clients, node_config)
     directory = RunDirectory(path, config)
     try:
-        return first_exchange(grid, grid.get_node_ids(), config.round_timeout_seconds, directory).replies
+        preparation = first_exchange(
+            grid, grid.get_node_ids(), config.round_timeout_seconds, directory, config.measure_names
+        )
     finally:
         directory.close()
+    return grid, preparation
 
 
 def problem_lines(found: Readiness, num_clients: int) -> list[str]:

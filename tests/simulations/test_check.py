@@ -162,13 +162,14 @@ def test_a_problem_of_several_clients_is_one_line() -> None:
     assert problem_lines(Readiness({}, {}, "the run does not fit"), 5) == ["the run does not fit"]
 
 
+@pytest.mark.parametrize("measured", [{}, {"measures": "exact-match", "measure_examples": 1, "max_answer_tokens": 2}])
 def test_the_penalty_is_that_of_each_clients_own_compression(
-    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, Any]
 ) -> None:
     clients = tmp_path / "clients.toml"
     clients.write_text('[1]\nquantization = "nf4"\n')
     monkeypatch.setattr("simulations.check.penalty", lambda own, plain: own.quantization[-1] + plain.quantization[-1])
-    code, lines, errors = check("--penalty", clients=clients)
+    code, lines, errors = check("--penalty", clients=clients, **measured)
     assert (code, errors) == (0, "")
     assert [row[-1] for row in rows(lines).values()] == ["ee", "4e", "ee"]  # of none and nf4
     assert not any("penalty" in line for line in check(clients=clients)[1] if line.startswith("┃"))
