@@ -38,11 +38,15 @@ class Rounded(torch.autograd.Function):
         return above @ ctx.saved_tensors[0], None, None
 
 
+def drawn(seed: int = 1) -> torch.Tensor:
+    return torch.randn(8, 24, generator=torch.Generator().manual_seed(seed))
+
+
 class Quantized(nn.Module):
     def __init__(self, spoil):
         super().__init__()
         self.in_features, self.out_features, self.spoil = 24, 8, spoil
-        self.weight = nn.Parameter(torch.randn(8, 24, generator=torch.Generator().manual_seed(0)) * 3, False)
+        self.weight = nn.Parameter(drawn(seed=0) * 3, False)
 
     def forward(self, x):
         return Rounded.apply(x, self.weight, self.spoil)
@@ -60,7 +64,7 @@ def test_a_layer_whose_gradient_is_that_of_its_forward_weights_is_taken():
         (lambda weight: weight.flip(0), r"-?0\.\d+"),  # rows of other outputs, as after a repacking
         (lambda weight: -weight, r"-1\.000"),
         (lambda weight: weight * torch.nan, "nan"),
-        (lambda weight: weight + 0.4 * weight.std() * torch.randn(8, 24), r"0\.9\d+"),
+        (lambda weight: weight + 0.4 * weight.std() * drawn(), r"0\.9\d+"),
     ],
 )
 def test_a_layer_with_other_gradients_is_refused_by_name(spoil, cosine):
