@@ -1,15 +1,19 @@
-"""What a local training step costs: the mixture against peft's prompt tuning and LoRA, on the same batches.
+"""What a local training step costs: the mixture against peft's methods, on the same batches of mixed lengths.
 
-    python -m benchmarks.local_step [--backbone skills] [--quantization none] [--seconds 20]
+    python -m benchmarks.local_step [--backbone smollm2-135m] [--quantization none] [--dtype auto] [--device auto]
+        [--batch-size 16] [--methods PromptTuning,LoRA] [--seconds 60] [--json FILE]
 
-The methods take turns, a step each, so that a noisy machine is noisy for all; reported are medians, and ratios of
-steps taken side by side. Takes --seconds and the loading of three backbones; memory is three backbones and one step.
+--backbone is a shape of common.model_shapes, with random weights, or a backbone's name. The methods take turns, a
+step each on the same batch, so that a noisy machine is noisy for all; reported are ratios of steps taken side by side.
+Memory is up to four backbones and one step, disk 2 bytes a parameter of a shape; time is --seconds and the loading.
 """
 
 import argparse
-import json
+import shlex
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -17,26 +21,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.floor import matrix_rate, step_flops, synchronize
+from benchmarks.peft_methods import CHANGE_THE_MODEL, Step, peft_step
+from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
 from client.prefix_cache import PrefixCache
 from client.trainer import TrainSettings, train
-from common.backbone import Backbone, load_backbone
-from common.batches import IGNORED, TokenizedExample, collate, pad_id, tokenize
+from common.atomic_file import replace_json
+from common.backbone import Backbone, load_backbone, resolve_device
+from common.batches import TokenizedExample
 from common.decoder import injection_layer, probe_kv_shapes
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
-from common.skills.suite import skill_examples
+from common.model_shapes import SHAPES, write_shape
+from server.run_directory import versions
+from simulations.grid import portable
+from simulations.planning.against_measured import peak_bytes
+from simulations.provenance import described
 
-BATCH_SIZE, NUM_BATCHES = 16, 32
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
-PROMPT_TOKENS, LORA_RANK = 20, 8
-
-Step = Callable[[Sequence[TokenizedExample]], None]
+OURS, CACHED = "mixture", "mixture, lower layers kept"
+PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-LoRA"
+WARM_UP = 2  # turns that do not count
 
 
 def mixture_step(backbone: Backbone) -> tuple[Step, int]:
@@ -47,112 +57,144 @@ def mixture_step(backbone: Backbone) -> tuple[Step, int]:
     mixture = Mixture(spec).to(backbone.device)
     mixture.load_arrays(initial_arrays(spec, np.random.default_rng(0)))
     prompted = PromptedBackbone(backbone, mixture)
-    settings = TrainSettings(1, BATCH_SIZE, learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
 
     def step(examples: Sequence[TokenizedExample]) -> None:
+        settings = TrainSettings(1, len(examples), learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
         train(prompted, examples, settings, np.random.default_rng(0))
 
     return step, num_parameters(spec)
 
 
-def from_states(step: Step, backbone: Backbone, examples: Sequence[TokenizedExample], directory: str) -> Step:
+def from_states(step: Step, backbone: Backbone, texts: Sequence[TokenizedExample], directory: Path) -> Step:
     """Return a step that begins with the states at the injection layer, as a run's steps do."""
-    cache = PrefixCache(Path(directory), budget_bytes=2**32)
-    kept = cache.with_states(backbone, injection_layer(backbone, -1), examples)
-    of = {id(plain): with_states for plain, with_states in zip(examples, kept, strict=True)}
+    cache = PrefixCache(directory, budget_bytes=2**34)
+    kept = cache.with_states(backbone, injection_layer(backbone, -1), texts)
+    of = {id(plain): with_states for plain, with_states in zip(texts, kept, strict=True)}
     return lambda batch: step([of[id(plain)] for plain in batch])
 
 
-def peft_step(backbone: Backbone, config: Any) -> tuple[Step, int]:
-    """Return a step of a peft method as its documentation does it, and the number of trained parameters."""
-    model = get_peft_model(backbone.model, config)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.001)
-    padding = pad_id(backbone.tokenizer)
-
-    def step(examples: Sequence[TokenizedExample]) -> None:
-        batch = collate(examples, padding, backbone.device)
-        labels = torch.full_like(batch.input_ids, IGNORED)
-        labels[:, -batch.labels.shape[1] :] = batch.labels
-        loss = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, use_cache=False
-        ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step, sum(parameter.numel() for parameter in parameters)
-
-
-def measure(steps: dict[str, Step], batches: list[list[TokenizedExample]], seconds: float) -> dict[str, list[float]]:
-    """Time the methods in turn, a step each on the same batch, until the time is up; the first turn does not count."""
+def take_turns(
+    steps: dict[str, Step], batches: Sequence[Sequence[TokenizedExample]], seconds: float, device: torch.device
+) -> dict[str, list[float]]:
+    """Time the methods in turn, a step each on the same batch, until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     deadline = time.monotonic() + seconds
     turn = 0
-    while turn < 2 or time.monotonic() < deadline:
+    while turn < WARM_UP + 2 or time.monotonic() < deadline:
         for name, step in steps.items():
+            synchronize(device)
             started = time.perf_counter()
             step(batches[turn % len(batches)])
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
+            synchronize(device)
+            if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - started)
         turn += 1
     return times
 
 
-def main() -> None:
-    """Read the command line, measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="skills")
-    parser.add_argument("--quantization", default="none")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    arguments = parser.parse_args()
+def measure(source: str, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Load the backbones, measure all methods; return figures by method."""
 
     def new_backbone() -> Backbone:
-        load_backbone.cache_clear()  # peft changes the model that it is given
-        return load_backbone(arguments.backbone, arguments.quantization, arguments.device)
+        return load_backbone.__wrapped__(source, arguments.quantization, arguments.device, arguments.dtype)
 
-    with TemporaryDirectory() as directory:
-        backbone = new_backbone()
-        examples = [tokenize(example, backbone.tokenizer, 512) for example in skill_examples("train", 32, seed=0)]
-        order = np.random.default_rng(0).permutation(len(examples))
-        batches = [
-            [examples[index] for index in order[start::NUM_BATCHES]][:BATCH_SIZE] for start in range(NUM_BATCHES)
-        ]
-        prompt_tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)
-        lora = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules=["q_proj", "v_proj"])
-        step, num_trained = mixture_step(backbone)
-        methods = {
-            "mixture": (step, num_trained),
-            "mixture, states of the lower layers kept": (from_states(step, backbone, examples, directory), num_trained),
-            f"peft PromptTuning, {PROMPT_TOKENS} tokens": peft_step(new_backbone(), prompt_tuning),
-            f"peft LoRA, r = {LORA_RANK}": peft_step(new_backbone(), lora),
-        }
-        times = measure({name: step for name, (step, _) in methods.items()}, batches, arguments.seconds)
-        ours = times["mixture"]
+    backbone = new_backbone()
+    texts = random_texts(backbone, MIXED_LENGTHS)
+    batches = batches_of(texts, arguments.batch_size)
+    ours, num_trained = mixture_step(backbone)
+    started = time.monotonic()
+    steps = {OURS: ours, CACHED: from_states(ours, backbone, texts, directory / "states")}
+    seconds_to_fill = time.monotonic() - started
+    trained = dict.fromkeys(steps, num_trained)
+    for method in filter(None, arguments.methods.split(",")):
+        of_its_own = new_backbone() if method in CHANGE_THE_MODEL else backbone
+        steps[method], trained[method] = peft_step(method, of_its_own, directory)
+    times = take_turns(steps, batches, arguments.seconds, backbone.device)
+    longest = max(batches, key=lambda batch: max(text.num_tokens for text in batch))
+    peaks = {name: peak_bytes(lambda step=step: step(longest), backbone.device) for name, step in steps.items()}  # type: ignore[misc]
+    tokens = [sum(text.num_tokens for text in batch) for batch in batches]
+    rate = matrix_rate(backbone, int(median(tokens)))
+    floors = [step_flops(backbone, injection_layer(backbone, -1), batch) / rate for batch in batches]
+    turns = range(WARM_UP, WARM_UP + len(times[OURS]))
+    return {
+        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "tokens_per_step": float(np.mean(tokens)),
+        "matrix_flops_per_second": rate,
+        "seconds_to_fill_the_cache": seconds_to_fill,
+        "methods": {
+            name: {
+                "parameters": trained[name],
+                "steps": len(times[name]),
+                "tokens_per_second": sum(tokens[turn % len(batches)] for turn in turns) / sum(times[name]),
+                "median_seconds": median(times[name]),
+                "time_against_ours": _ratios(times[name], times[OURS]),
+                "time_against_cached": _ratios(times[name], times[CACHED]),
+                "part_of_floor": sum(floors[turn % len(batches)] for turn in turns) / sum(times[name]),
+                "peak_bytes": peaks[name],
+            }
+            for name in steps
+        },
+    }
+
+
+def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Return the lower quartile, the median and the upper quartile of ratios of steps that were taken side by side."""
+    return quantiles([their / our for their, our in zip(theirs, ours, strict=True)], n=4)
+
+
+def table_of(report: dict[str, Any]) -> Table:
+    """Return the figures as a table, ratios first."""
     table = Table(
-        title=f"A local step, batch {BATCH_SIZE}, backbone {arguments.backbone}, {arguments.quantization}, "
-        f"{backbone.device}, {torch.get_num_threads()} threads"
+        title=f"A training step of {report['batch_size']} texts of mixed lengths, {report['tokens_per_step']:.0f} real "
+        f"tokens: {report['backbone']}, {report['quantization']}, {report['dtype']}, {report['device']}"
     )
-    for column in ("method", "parameters", "ms (median)", "time against ours", "quartiles of it"):
+    columns = ("method", "time / ours kept", "time / ours", "tokens/s", "ms", "of the floor", "peak MiB", "parameters")
+    for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right")
-    for name, (_, parameters) in methods.items():
-        ratios = [theirs / mine for theirs, mine in zip(times[name], ours, strict=True)]
-        low, _, high = quantiles(ratios, n=4)
+    for name, found in report["methods"].items():
+        kept, ours = found["time_against_cached"], found["time_against_ours"]
         table.add_row(
             name,
-            f"{parameters:,}",
-            f"{median(times[name]) * 1000:.1f}",
-            f"{median(ratios):.2f}x",
-            f"{low:.2f} to {high:.2f}",
+            f"{kept[1]:.2f} ({kept[0]:.2f}-{kept[2]:.2f})",
+            f"{ours[1]:.2f} ({ours[0]:.2f}-{ours[2]:.2f})",
+            f"{found['tokens_per_second']:,.0f}",
+            f"{found['median_seconds'] * 1000:.1f}",
+            f"{found['part_of_floor']:.0%}" if name in (OURS, CACHED) else "",
+            f"{found['peak_bytes'] / 2**20:,.0f}",
+            f"{found['parameters']:,}",
         )
-    console = Console()
-    console.print(table)
-    print(
-        json.dumps({name: {"median_seconds": median(values), "steps": len(values)} for name, values in times.items()})
-    )
+    return table
+
+
+def main() -> None:
+    """Read the command line, measure, print a table; write the figures to a file, if one is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--methods", default=PEFT)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    name = arguments.backbone
+    with TemporaryDirectory() as directory, TemporaryDirectory() if name in SHAPES else nullcontext(name) as source:
+        if name in SHAPES:
+            write_shape(name, Path(source), device)
+        report = {
+            "command": shlex.join(["python", "-m", "benchmarks.local_step", *map(portable, sys.argv[1:])]),
+            **described([versions()]),
+            "backbone": name,
+            "quantization": arguments.quantization,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+            "batch_size": arguments.batch_size,
+            **measure(source, arguments, Path(directory)),
+        }
+    Console(width=150).print(table_of(report))
+    if arguments.json is not None:
+        replace_json(arguments.json, report)
 
 
 if __name__ == "__main__":

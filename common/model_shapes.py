@@ -9,6 +9,8 @@ import torch
 from common.backbone import new_model
 from common.tokenizer import train_tokenizer
 
+CPU = torch.device("cpu")
+
 
 def _shape(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, tied: bool) -> dict[str, Any]:
     return {
@@ -36,11 +38,14 @@ SHAPES = {
 }
 
 
-def write_shape(name: str, directory: Path) -> None:
-    """Write a model of a shape with random bfloat16 weights, and a tokenizer of bytes; it takes 2 bytes a parameter."""
+def write_shape(name: str, directory: Path, device: torch.device = CPU) -> None:
+    """Write a model of a shape with random bfloat16 weights, and a tokenizer of bytes; it takes 2 bytes a parameter.
+
+    `device` is where the weights are drawn: 8 B take seconds on a GPU, minutes on a CPU.
+    """
     (directory / "config.json").write_text(json.dumps(SHAPES[name]))
     tokenizer = train_tokenizer([], 259)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         new_model(directory, torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
