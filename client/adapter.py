@@ -28,6 +28,7 @@ from common.decoder import forward, linear_layers
 from common.injection import PromptedBackbone
 from common.mixture import Mixture, ParameterKind
 from common.mixture_arrays import Arrays
+from common.transfer import send
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the head
 CAUSAL_LM = "CAUSAL_LM"
@@ -113,7 +114,7 @@ class AdaptedBackbone:
         for task in tasks:
             if task not in self._rows:
                 raise ValueError(f"{self._method} has no prompt for the task {task!r}, which no client trains on")
-        return torch.tensor([self._rows[task] for task in tasks], device=device)
+        return send(torch.tensor([self._rows[task] for task in tasks]), device)
 
     def trained_parameters(self) -> dict[ParameterKind, list[nn.Parameter]]:
         """Return what training changes."""
@@ -136,13 +137,24 @@ class AdaptedBackbone:
         arrays = self.arrays()
         return {name: arrays[name] for name in self.spec.trainable()}
 
-    def logits(self, batch: Batch) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
+    def with_states(self, batch: Batch) -> Batch:
+        """Return a batch as it is: an adapter acts in all layers."""
+        return batch
+
+    def log_weights(self, batches: Sequence[Batch]) -> Float[Tensor, "texts experts"]:
+        """Return the log of 1 for each text."""
+        return torch.zeros(sum(len(batch.tasks) for batch in batches), 1, device=self.backbone.device)
+
+    def logits(
+        self, batch: Batch, log_weights: Float[Tensor, "batch experts"] | None = None
+    ) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
         """Run the backbone with the adapter on a batch, as PromptedBackbone does; the one weight is 1.
 
         peft's own forward gives no positions to a padded batch, so that a text's logits would depend on its
         neighbours' lengths: here peft makes prompts and prefixes, and positions count from the last of them.
         """
-        log_weights = torch.zeros(len(batch.tasks), 1, device=self.backbone.device)
+        if log_weights is None:
+            log_weights = self.log_weights([batch])
         if self._method in LORA_METHODS:
             logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
             return logits, log_weights

@@ -10,6 +10,7 @@ from torch import Tensor
 from client.adapter import Trainee
 from common.config import TaskWeights
 from common.mixture import UNKNOWN_TASK
+from common.transfer import send
 
 
 class JointLoss:
@@ -27,12 +28,18 @@ class JointLoss:
         }
         self._trainee = trainee
 
-    def __call__(self, nll: Float[Tensor, " batch"], num_tokens: Tensor, tasks: Sequence[str]) -> Float[Tensor, ""]:
-        """Weigh the answers' summed negative log-likelihoods; `num_tokens` are those of all answers of the batch."""
+    def __call__(
+        self, nll: Float[Tensor, " some"], num_tokens: Tensor, tasks: Sequence[str], num_texts: int
+    ) -> Float[Tensor, ""]:
+        """Weigh the answers' summed negative log-likelihoods, of some or all texts of a batch.
+
+        `num_tokens` are those of all answers of the batch, `num_texts` its texts: what this returns for its parts adds
+        up to the batch's.
+        """
         log_variances = self._trainee.task_log_variances
         if log_variances is None:
-            weights = torch.tensor([self._weights[task] for task in tasks], device=nll.device)
+            weights = send(torch.tensor([self._weights[task] for task in tasks]), nll.device)
             return (weights * nll).sum() / num_tokens
         ids = self._trainee.task_ids(tasks, nll.device)
         of_example = torch.where(ids == UNKNOWN_TASK, 0.0, log_variances[ids.clamp_min(0)])
-        return (torch.exp(-of_example) * nll).sum() / num_tokens + of_example.mean() / 2
+        return (torch.exp(-of_example) * nll).sum() / num_tokens + of_example.sum() / (2 * num_texts)

@@ -13,9 +13,10 @@ from torch import Tensor
 from client.adapter import Trainee, Tuned
 from client.task_weights import JointLoss
 from common.answer_loss import answer_nll
-from common.batches import IGNORED, Batch, TokenizedExample, collate, pad_id
+from common.batches import IGNORED, Batch, TokenizedExample
 from common.config import Config, TaskWeights
 from common.mixture import ParameterKind
+from common.passes import batches_of_passes
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -31,6 +32,7 @@ class TrainSettings:
     balance_weight: float
     task_weights: TaskWeights = "size"
     task_weight_learning_rate: float = 0.0
+    pass_tokens: int = 8192
 
 
 def settings_of(config: Config, num_steps: int) -> TrainSettings:
@@ -38,6 +40,7 @@ def settings_of(config: Config, num_steps: int) -> TrainSettings:
     return TrainSettings(
         num_steps=num_steps,
         batch_size=config.batch_size,
+        pass_tokens=config.pass_tokens,
         learning_rate=config.learning_rate,
         gate_learning_rate=config.gate_learning_rate,
         balance_weight=config.balance_weight,
@@ -90,23 +93,45 @@ def new_optimizer(trainee: Trainee, settings: TrainSettings) -> torch.optim.Adam
 
 
 def train_step(
-    tuned: Tuned, batch: Batch, joint_loss: JointLoss, balance_weight: float, optimizer: torch.optim.Optimizer
+    tuned: Tuned,
+    batches: Sequence[Batch],
+    joint_loss: JointLoss,
+    balance_weight: float,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch experts"]]:
-    """Train on one batch; return the loss (nats per answer token, tasks unweighted) and the experts' log weights."""
-    logits, log_weights = tuned.logits(batch)
-    num_tokens = (batch.labels != IGNORED).sum()
-    nll = answer_nll(logits, batch.labels)
-    gated = log_weights[:, : tuned.trainee.spec.num_gated]
-    objective = joint_loss(nll, num_tokens, batch.tasks) + balance_weight * balance_penalty(gated)
+    """Train on the passes of one batch; return the loss (nats per answer token, tasks unweighted) and the log weights.
+
+    The gate weighs the experts for all texts first; then each pass adds to the gradients of prompts and weights, and at
+    last the gate gets those of the weights. So the split into passes changes memory and speed, and rounding alone.
+    """
+    batches = [tuned.with_states(batch) for batch in batches]
+    log_weights = tuned.log_weights(batches)
+    weights = log_weights.detach().requires_grad_(log_weights.requires_grad)
+    num_texts = len(weights)
+    num_tokens = torch.stack([(batch.labels != IGNORED).sum() for batch in batches]).sum()
     optimizer.zero_grad()
-    objective.backward()  # type: ignore[no-untyped-call]
+    losses = []
+    start = 0
+    for batch in batches:
+        logits = tuned.logits(batch, weights[start : start + len(batch.tasks)])[0]
+        nll = answer_nll(logits, batch.labels)
+        joint_loss(nll, num_tokens, batch.tasks, num_texts).backward()  # type: ignore[no-untyped-call]
+        losses.append(nll.detach().sum())
+        start += len(batch.tasks)
+    if log_weights.requires_grad:
+        gated = log_weights[:, : tuned.trainee.spec.num_gated]
+        torch.autograd.backward([log_weights, balance_weight * balance_penalty(gated)], [weights.grad, None])
     torch.nn.utils.clip_grad_norm_(_parameters(optimizer), MAX_GRADIENT_NORM)
     optimizer.step()
-    return nll.detach().sum() / num_tokens, log_weights.detach()
+    return torch.stack(losses).sum() / num_tokens, weights.detach()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())  # a GPU is waited for once
 
 
 def train(
@@ -127,16 +152,15 @@ def train(
     entropy = torch.zeros((), dtype=torch.float64, device=backbone.device)
     tasks_seen: Counter[str] = Counter()
     batches = batch_indices(len(examples), settings.batch_size, settings.num_steps, rng)
-    padding = pad_id(backbone.tokenizer)
     for indices in batches:
-        batch = collate([examples[index] for index in indices], padding, backbone.device)
-        loss, log_weights = train_step(tuned, batch, joint_loss, settings.balance_weight, optimizer)
+        passes = batches_of_passes(backbone, [examples[index] for index in indices], settings.pass_tokens)
+        loss, log_weights = train_step(tuned, passes, joint_loss, settings.balance_weight, optimizer)
         losses.append(loss)
         usage += log_weights.double().exp().sum(dim=0)
         entropy += torch.special.entr(log_weights[:, : spec.num_gated].double().exp()).sum()
-        tasks_seen.update(batch.tasks)
+        tasks_seen.update(examples[index].task for index in indices)
     mean_loss = torch.stack(losses).mean().item()
-    if not np.isfinite(mean_loss) or not all(parameter.isfinite().all() for parameter in _parameters(optimizer)):
+    if not np.isfinite(mean_loss) or not _all_finite(_parameters(optimizer)):
         raise FloatingPointError(
             f"training diverged (loss {mean_loss:.3g}): lower learning-rate, now {settings.learning_rate}"
         )

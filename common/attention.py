@@ -17,10 +17,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.fused_attention import MORE_FEATURES, attend_fused
+
 ATTENTION = "fedmops"
 
-# On a CPU in bfloat16 a training step through SDPA's fused kernel takes up to three times as long as plain products on
-# texts of so many tokens, and less on much longer ones (docs/log.md). May go when torch's fused backward is fast.
+# On a CPU a training step through a fused kernel takes up to three times as long as plain products on texts of so many
+# tokens, and half as long from there on (docs/log.md). May go when torch's fused backward is fast.
 LONGEST_UNFUSED_TOKENS = 255
 
 Pairs = tuple[Tensor, Tensor]  # keys `[experts, length, kv_heads, key_dim]` and values of one layer's prompts
@@ -106,19 +108,20 @@ def prompted_attention(
     if place is None or place.current.log_weights is None:
         eager = place is not None and place.eager
         return backbone_attention(module, query, key, value, attention_mask, scaling, dropout, eager, **kwargs)
-    out = attend_with_prompts(
-        query,
-        key,
-        value,
+    current = place.current
+    assert current.log_weights is not None
+    seen = (
         _causal_mask(query, key) if attention_mask is None else attention_mask,
-        *place.current.pairs[place.layer],
-        place.current.log_weights,
+        *current.pairs[place.layer],
+        current.log_weights,
         query.shape[-1] ** -0.5 if scaling is None else scaling,
-        place.current.sees_prompts,
-        kwargs.get("softcap"),
-        kwargs.get("s_aux"),
+        current.sees_prompts,
     )
-    return out.contiguous(), None
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    fits = softcap is None and sinks is None and value.shape[-1] <= key.shape[-1] + MORE_FEATURES
+    if fits and not _fused_is_slower(query, key):
+        return attend_fused(query, key, value, *seen).contiguous(), None
+    return attend_with_prompts(query, key, value, *seen, softcap, sinks).contiguous(), None
 
 
 def backbone_attention(
@@ -134,7 +137,9 @@ def backbone_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the backbone alone does: by SDPA, or by its own eager function where SDPA knows no softcap or sinks."""
     if not eager and kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-        with sdpa_kernel(SDPBackend.MATH) if _fused_is_slower(query, key) else contextlib.nullcontext():
+        trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+        slower = trains and query.dtype == torch.bfloat16 and _fused_is_slower(query, key)
+        with sdpa_kernel(SDPBackend.MATH) if slower else contextlib.nullcontext():
             out, weights = sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
@@ -148,9 +153,7 @@ def backbone_attention(
 
 
 def _fused_is_slower(query: Tensor, key: Tensor) -> bool:
-    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return trains and on_cpu and key.shape[2] <= LONGEST_UNFUSED_TOKENS
+    return query.device.type == "cpu" and key.shape[2] <= LONGEST_UNFUSED_TOKENS
 
 
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:

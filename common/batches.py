@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.example import Example
 from common.prompt_tokens import PromptWay, prompt_ids
+from common.transfer import send
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.dev
         input_mask.append([0] * padding + [int(not special) for special in example.special] + [0] * answer)
         labels.append([IGNORED] * (answer_length - answer) + example.answer_ids)
     rows = (input_ids, attention_mask, input_mask, labels)
-    tensors = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+    tensors = [send(torch.tensor(row, dtype=torch.long), device) for row in rows]
     read = [example.gate_input for example in examples if example.gate_input is not None]
-    gate_input = torch.from_numpy(np.stack(read)).to(device) if read else None
+    gate_input = send(torch.from_numpy(np.stack(read)), device) if read else None
     tasks = tuple(example.task for example in examples)
     return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input, _hidden(examples, length, device))
 
@@ -121,7 +122,7 @@ def _hidden(
     padded = states[0].new_zeros(len(examples), length, states[0].shape[1])
     for row, text in zip(padded, states, strict=True):
         row[length - len(text) :] = text
-    return padded.to(device)
+    return send(padded, device)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -41,8 +41,8 @@ EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
-    "gate_hidden_size task_embedding_size num_local_steps batch_size num_virtual_tokens lora_rank tasks_per_client "
-    "shards_per_client measure_examples max_answer_tokens"
+    "gate_hidden_size task_embedding_size num_local_steps batch_size pass_tokens num_virtual_tokens lora_rank "
+    "tasks_per_client shards_per_client measure_examples max_answer_tokens"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha prompt_scale temperature learning_rate".split()
 _NOT_NEGATIVE = (
@@ -127,6 +127,7 @@ class Config:
     freeze_gate: bool
     num_local_steps: int
     batch_size: int
+    pass_tokens: int
     learning_rate: float
     gate_learning_rate: float
     balance_weight: float

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from common.decoder import (
     forward,
     give_back_attention,
     hidden_argument,
+    hidden_at,
     keys_and_values,
     take_over_attention,
 )
@@ -56,21 +59,24 @@ class Injection:
         tasks: Sequence[str],
         sees_prompts: Bool[Tensor, "batch seq"] | None,
         gate_input: Float[Tensor, "batch hidden"] | None = None,
+        log_weights: Float[Tensor, "batch experts"] | None = None,
     ) -> Iterator[Pass]:
         """Let one pass over whole texts see prompts: the gate reads the positions of `input_mask` and the tasks.
 
         The Pass holds the experts' log weights when the pass is over. `sees_prompts` counts only where the mixture's
-        positions are "answer". With a `gate_input` the gate reads that, not the backbone's states.
+        positions are "answer". With a `gate_input` the gate reads that, not the backbone's states; with `log_weights`
+        it reads nothing.
         """
         spec, pool = self.mixture.spec, self.mixture.pool
         if spec.form == "kv":
             pairs = {layer: (pool.keys[str(layer)], pool.values[str(layer)]) for layer in spec.kv_shapes}
         else:
             pairs = keys_and_values(self.model, spec.injection_layer, pool.hidden)
-        self._input_mask, self._task_ids = input_mask, self.mixture.task_ids(tasks, input_mask.device)
-        self._gate_input = gate_input
+        if log_weights is None:
+            self._input_mask, self._task_ids = input_mask, self.mixture.task_ids(tasks, input_mask.device)
+            self._gate_input = gate_input
         seeing = sees_prompts if spec.positions == "answer" else None
-        with self.continuing(Pass(pairs=pairs, sees_prompts=seeing)):
+        with self.continuing(Pass(log_weights, pairs, seeing)):
             try:
                 yield self._current
             finally:
@@ -117,11 +123,31 @@ class PromptedBackbone:
         """Take the mixture out of the backbone."""
         self._injection.remove()
 
-    def logits(self, batch: Batch) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
+    @torch.no_grad()
+    def with_states(self, batch: Batch) -> Batch:
+        """Return a batch with states at the injection layer; the layers below run, without gradients, if they must."""
+        if batch.hidden is not None:
+            return batch
+        layer = self.mixture.spec.injection_layer
+        return replace(batch, hidden=hidden_at(self.backbone, layer, batch.input_ids, batch.attention_mask))
+
+    def log_weights(self, batches: Sequence[Batch]) -> Float[Tensor, "texts experts"]:
+        """Weigh the experts for all texts of batches that have states. The gate reads instruction and input only."""
+        read = []
+        for batch in batches:
+            assert batch.hidden is not None
+            mean = mean_over_input(batch.hidden, batch.input_mask) if batch.gate_input is None else batch.gate_input
+            read.append(mean.to(batch.input_mask.device))
+        tasks = [task for batch in batches for task in batch.tasks]
+        return self.mixture.log_weights(torch.cat(read), self.mixture.task_ids(tasks, read[0].device))
+
+    def logits(
+        self, batch: Batch, log_weights: Float[Tensor, "batch experts"] | None = None
+    ) -> tuple[Float[Tensor, "batch num_logits vocab"], Float[Tensor, "batch experts"]]:
         """Run the backbone with the mixture on a batch.
 
-        Returns the logits of the last positions, in float32, and the experts' log weights. The gate reads instruction
-        and input only. A batch's hidden states at the injection layer spare the layers below.
+        Returns the logits of the last positions, in float32, and the experts' log weights, by the gate if none are
+        given. A batch's hidden states at the injection layer spare the layers below.
         """
         start = (
             nullcontext()
@@ -129,7 +155,9 @@ class PromptedBackbone:
             else entering(self.backbone.model, self.mixture.spec.injection_layer, batch.hidden)
         )
         # Reading first: prompts of the form hidden go through the layers on their own.
-        reading = self._injection.reading(batch.input_mask, batch.tasks, batch.from_last_input_on, batch.gate_input)
+        reading = self._injection.reading(
+            batch.input_mask, batch.tasks, batch.from_last_input_on, batch.gate_input, log_weights
+        )
         with reading as passed, start:
             logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
             assert passed.log_weights is not None

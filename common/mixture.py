@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
+from common.transfer import send
 
 UNKNOWN_TASK = -1
 ParameterKind = Literal["prompts", "gate", "task-weights"]
@@ -97,7 +98,7 @@ class Mixture(nn.Module):
 
     def task_ids(self, tasks: Sequence[str], device: torch.device) -> Int[Tensor, " batch"]:
         """Return the rows of tasks, UNKNOWN_TASK for one that has none."""
-        return torch.tensor([self._rows.get(task, UNKNOWN_TASK) for task in tasks], device=device)
+        return send(torch.tensor([self._rows.get(task, UNKNOWN_TASK) for task in tasks]), device)
 
     def log_weights(
         self, gate_input: Float[Tensor, "batch hidden"], task_ids: Int[Tensor, " batch"]

@@ -11,11 +11,12 @@ from client.task_weights import JointLoss
 from client.trainer import new_optimizer, settings_of, train_step
 from common.answer_loss import answer_nll
 from common.backbone import Backbone
-from common.batches import Batch, TokenizedExample, collate, pad_id
+from common.batches import TokenizedExample, collate, pad_id
 from common.config import Config
 from common.decoder import forward, injection_layer, probe_kv_shapes
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
+from common.passes import batches_of_passes
 from simulations.planning.client_data import Texts
 from simulations.planning.live_bytes import LiveBytes
 from simulations.planning.weightless import weightless
@@ -60,19 +61,20 @@ def plan_memory(config: Config, texts: Texts, tasks: Sequence[str]) -> Memory:
 def training_steps(backbone: Backbone, config: Config, texts: Texts, tasks: Sequence[str]) -> Iterator[None]:
     """Make two steps on a batch of the longest texts: the second has the optimizer's moments beside it."""
     settings = settings_of(config, num_steps=2)
-    batch = _batch(backbone, texts, texts.num_trained, tasks)
+    batches = batches_of_passes(backbone, _longest(texts, texts.num_trained, tasks), settings.pass_tokens)
     with _tuned(backbone, config, tasks) as tuned:
         optimizer = new_optimizer(tuned.trainee, settings)
         joint_loss = JointLoss(settings.task_weights, tuned.trainee, tasks)
         for _ in range(settings.num_steps):
-            train_step(tuned, batch, joint_loss, settings.balance_weight, optimizer)
+            train_step(tuned, batches, joint_loss, settings.balance_weight, optimizer)
             yield
 
 
 @torch.no_grad()
 def evaluation_pass(backbone: Backbone, config: Config, texts: Texts, tasks: Sequence[str]) -> None:
     """Score a batch of the longest texts."""
-    batch = _batch(backbone, texts, texts.num_evaluated, tasks)
+    some = _longest(texts, texts.num_evaluated, tasks)
+    batch = collate(some, pad_id(backbone.tokenizer), backbone.device)
     if config.method == "hand-written":
         logits = forward(backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
         answer_nll(logits, batch.labels)
@@ -93,7 +95,6 @@ def _tuned(backbone: Backbone, config: Config, tasks: Sequence[str]) -> Iterator
         yield prompted
 
 
-def _batch(backbone: Backbone, texts: Texts, num_texts: int, tasks: Sequence[str]) -> Batch:
+def _longest(texts: Texts, num_texts: int, tasks: Sequence[str]) -> list[TokenizedExample]:
     prompt = texts.longest - texts.longest_answer
-    text = TokenizedExample([0] * prompt, [0] * texts.longest_answer, [False] * prompt, tasks[0])
-    return collate([text] * num_texts, pad_id(backbone.tokenizer), backbone.device)
+    return [TokenizedExample([0] * prompt, [0] * texts.longest_answer, [False] * prompt, tasks[0])] * num_texts

@@ -30,7 +30,7 @@ def mixture_of(tasks=TASKS, log_variances=None):
 
 def loss_of(kind, mixture=None, held=HELD, batch=BATCH):
     joint = JointLoss(kind, mixture or mixture_of(), held)
-    return joint(torch.tensor(NLL, dtype=torch.float64), torch.tensor(NUM_TOKENS), batch)
+    return joint(torch.tensor(NLL, dtype=torch.float64), torch.tensor(NUM_TOKENS), batch, len(batch))
 
 
 def test_by_size_every_answer_token_counts_alike():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from tiny import CPU, byte_tokenizer, examples, mixture_for, tiny_llama, tiny_pr
 
 from client import trainer
 from client.evaluator import evaluate
+from client.prefix_cache import PrefixCache
 from client.trainer import TrainSettings, balance_penalty, batch_indices, train
+from common import passes as passes_module
 from common.backbone import load_backbone
 from common.batches import IGNORED, collate
 from common.injection import PromptedBackbone
@@ -114,6 +117,42 @@ def test_the_generator_decides():
     first, same, other = trained(0), trained(0), trained(1)
     assert all(np.array_equal(first[name], same[name]) for name in first)
     assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+def mixed_lengths():
+    """Texts of 20 to 90 tokens."""
+    longer = [replace(example, input=example.input * (1 + index % 5)) for index, example in enumerate(examples(8))]
+    return tokenized(longer)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gate": "both"}, {"positions": "answer"}, {"form": "hidden"}, {"top_k": 2}])
+@pytest.mark.parametrize("kept", [False, True])
+def test_passes_change_memory_and_not_the_training(changes, kept, monkeypatch, tmp_path):
+    tasks = {"tasks": ("count", "shout", "turn")} if "gate" in changes else {}
+    passed = []
+    plain_split = passes_module.passes
+
+    def split(*args):
+        passed.append(plain_split(*args))
+        return passed[-1]
+
+    monkeypatch.setattr(passes_module, "passes", split)
+    results = []
+    for pass_tokens in (10_000, 100):
+        prompted = tiny_prompted(**changes, **tasks)
+        texts = mixed_lengths()
+        if kept:
+            texts = PrefixCache(tmp_path, 2**30).with_states(prompted.backbone, 2, texts)
+        chosen = settings(batch_size=8, balance_weight=0.5, pass_tokens=pass_tokens, num_steps=2)
+        results.append((train(prompted, texts, chosen, rng()), prompted.mixture.trained_arrays()))
+    assert [len(split) for split in passed] == [1, 1, *[len(passed[2])] * 2] and len(passed[2]) > 3
+    (whole, expected), (parts, got) = results
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.usage == pytest.approx(whole.usage, rel=1e-4)
+    for name, array in got.items():
+        # Adam's first steps are a gradient's sign: where one is nothing but rounding, that may turn.
+        differing = np.abs(array - expected[name]) > 1e-4
+        assert differing.mean() < 0.01, name
 
 
 # --- The backbone ---

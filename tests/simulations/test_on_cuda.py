@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import backbone_on_disk
+from tiny import backbone_on_disk, examples, mixture_for, tokenized
 
 from client.app import app as client_app
+from client.task_weights import JointLoss
+from client.trainer import TrainSettings, new_optimizer, train, train_step
 from common.backbone import load_backbone
+from common.injection import PromptedBackbone
+from common.passes import batches_of_passes
 from server.app import app as server_app
 from simulations.inline import run_inline
 
@@ -46,3 +51,20 @@ def test_a_quantized_backbone_learns_on_a_gpu_as_on_a_cpu_and_stays_as_it_was(qu
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert on_gpu == pytest.approx(on_cpu, rel=0.05)
+
+
+def test_a_training_step_waits_for_nothing(tmp_path):
+    backbone = load_backbone(backbone_on_disk(tmp_path / "backbone"), "nf4", "cuda")
+    mixture = mixture_for(backbone).to(backbone.device)
+    with PromptedBackbone(backbone, mixture) as prompted:
+        settings = TrainSettings(3, 4, learning_rate=0.04, gate_learning_rate=0.002, balance_weight=0.02)
+        texts = tokenized(examples(8))
+        train(prompted, texts, settings, np.random.default_rng(0))  # what is made once is made
+        optimizer = new_optimizer(mixture, settings)
+        joint_loss = JointLoss("uniform", mixture, [text.task for text in texts])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                train_step(prompted, batches_of_passes(backbone, texts, 200), joint_loss, 0.02, optimizer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
