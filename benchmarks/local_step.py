@@ -1,7 +1,7 @@
 """What a local training step costs: the mixture against peft's methods, on the same batches of mixed lengths.
 
     python -m benchmarks.local_step [--backbone smollm2-135m] [--quantization none] [--dtype auto] [--device auto]
-        [--batch-size 16] [--methods PromptTuning,LoRA] [--seconds 60] [--json FILE]
+        [--batch-size 16] [--pass-tokens 8192] [--methods PromptTuning,LoRA] [--seconds 60] [--json FILE]
 
 --backbone is a shape of common.model_shapes, with random weights, or a backbone's name. The methods take turns, a
 step each on the same batch, so that a noisy machine is noisy for all; reported are ratios of steps taken side by side.
@@ -28,7 +28,8 @@ from benchmarks.floor import matrix_rate, step_flops, synchronize
 from benchmarks.peft_methods import CHANGE_THE_MODEL, Step, peft_step
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
 from client.prefix_cache import PrefixCache
-from client.trainer import TrainSettings, train
+from client.task_weights import JointLoss
+from client.trainer import TrainSettings, new_optimizer, train_step
 from common.atomic_file import replace_json
 from common.backbone import Backbone, load_backbone, resolve_device
 from common.batches import TokenizedExample
@@ -38,6 +39,7 @@ from common.mixture import Mixture
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
 from common.model_shapes import SHAPES, write_shape
+from common.passes import batches_of_passes
 from server.run_directory import versions
 from simulations.grid import portable
 from simulations.planning.against_measured import peak_bytes
@@ -49,18 +51,21 @@ PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-Lo
 WARM_UP = 2  # turns that do not count
 
 
-def mixture_step(backbone: Backbone) -> tuple[Step, int]:
-    """Return a step of ours, and the number of trained parameters."""
+def mixture_step(backbone: Backbone, pass_tokens: int) -> tuple[Step, int]:
+    """Return the trainer's step of a mixture, and the number of trained parameters."""
     layer = injection_layer(backbone, -1)
     kv_shapes = probe_kv_shapes(backbone, layer)
     spec = MixtureSpec(NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE, backbone.hidden_size, kv_shapes)
     mixture = Mixture(spec).to(backbone.device)
     mixture.load_arrays(initial_arrays(spec, np.random.default_rng(0)))
     prompted = PromptedBackbone(backbone, mixture)
+    settings = TrainSettings(1, 1, learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
+    optimizer = new_optimizer(mixture, settings)
+    joint_loss = JointLoss(settings.task_weights, mixture, [""])
 
     def step(examples: Sequence[TokenizedExample]) -> None:
-        settings = TrainSettings(1, len(examples), learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
-        train(prompted, examples, settings, np.random.default_rng(0))
+        batches = batches_of_passes(backbone, examples, pass_tokens)
+        train_step(prompted, batches, joint_loss, settings.balance_weight, optimizer)
 
     return step, num_parameters(spec)
 
@@ -101,7 +106,7 @@ def measure(source: str, arguments: argparse.Namespace, directory: Path) -> dict
     backbone = new_backbone()
     texts = random_texts(backbone, MIXED_LENGTHS)
     batches = batches_of(texts, arguments.batch_size)
-    ours, num_trained = mixture_step(backbone)
+    ours, num_trained = mixture_step(backbone, arguments.pass_tokens)
     started = time.monotonic()
     steps = {OURS: ours, CACHED: from_states(ours, backbone, texts, directory / "states")}
     seconds_to_fill = time.monotonic() - started
@@ -174,6 +179,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pass-tokens", type=int, default=8192)
     parser.add_argument("--methods", default=PEFT)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--json", type=Path)
