@@ -44,6 +44,7 @@ class Place:
     layer: int
     current: Pass
     eager: bool  # the backbone alone is computed as the model's own file does it, not by SDPA
+    bias: float = 0.0  # added to the log weights
 
 
 def attend_with_prompts(
@@ -113,7 +114,7 @@ def prompted_attention(
     seen = (
         _causal_mask(query, key) if attention_mask is None else attention_mask,
         *current.pairs[place.layer],
-        current.log_weights,
+        current.log_weights + place.bias,
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         current.sees_prompts,
     )

@@ -115,6 +115,7 @@ class Config:
     prompt_positions: Positions
     prompt_init: str
     prompt_scale: float
+    prompt_bias: float
     shared_expert: bool
     gate: GateKind
     gate_encoder: str
@@ -171,6 +172,7 @@ class Config:
             shared_expert=self.shared_expert,
             gate=self.gate,
             task_embedding_size=self.task_embedding_size,
+            prompt_bias=self.prompt_bias,
             temperature=self.temperature,
             top_k=self.top_k,
             learned_task_weights=self.task_weights == "learned",
@@ -239,6 +241,8 @@ def _check(config: Config) -> None:
     for name in _ABOVE_ZERO:
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{kebab(name)} must be above 0, got {getattr(config, name)}")
+    if not abs(config.prompt_bias) < math.inf:
+        raise ValueError(f"prompt-bias must be finite, got {config.prompt_bias}")
     for name in ("client_fraction", "gpu_memory_fraction"):
         if not 0 < getattr(config, name) <= 1:
             raise ValueError(f"{kebab(name)} must be above 0 and at most 1, got {getattr(config, name)}")

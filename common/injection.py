@@ -41,7 +41,7 @@ class Injection:
         eager = self._plain_attention == "eager"
         self._attentions = {layer: attentions[layer][0] for layer in mixture.spec.kv_shapes}
         for layer, module in self._attentions.items():
-            module.__dict__["prompts"] = Place(layer, self._current, eager)
+            module.__dict__["prompts"] = Place(layer, self._current, eager, mixture.spec.prompt_bias)
         first = decoder_layers(model)[mixture.spec.injection_layer]
         self._hook = first.register_forward_pre_hook(self._weigh_experts, with_kwargs=True)
 

@@ -34,6 +34,7 @@ class MixtureSpec:
     kv_shapes: Mapping[int, tuple[int, int, int]]
     form: Form = "kv"
     positions: Positions = "all"
+    prompt_bias: float = 0.0
     shared_expert: bool = False
     gate: GateKind = "input"
     task_embedding_size: int = 16

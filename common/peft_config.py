@@ -46,6 +46,7 @@ class MixtureConfig(PeftConfig):  # type: ignore[misc]
     kv_shapes: dict[str, list[int]] | None = None
     form: str = "kv"
     positions: str = "all"
+    prompt_bias: float = 0.0
     shared_expert: bool = False
     gate: str = "input"
     task_embedding_size: int = 16
