@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.mixture_arrays import Arrays
-from server.gate_statistics import SMALLEST_SCALE, Float, GateStatistics
+from server.gate_statistics import SMALLEST_SCALE, Float
 
 # Chosen on the built-in skills' validation split by the gate's accuracy: docs/log.md.
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 128, 1e-2
@@ -15,18 +15,6 @@ SHRINKAGE = 0.01
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 # How far the task gate's logit of a task's expert is above the others': 0.95 of the weight, with eight experts.
 TASK_MARGIN = 5.0
-
-
-def experts_by_label(statistics: GateStatistics, label: str, num_experts: int) -> NDArray[np.int64]:
-    """Assign tasks to experts, `[tasks]`, in turn by their label: "task" or "domain".
-
-    Tasks come sorted by domain, so in turn by task those of one domain, which look alike, go to different experts, and
-    an expert's tasks look different: the frozen backbone tells them apart by itself. In turn by domain, an expert gets
-    all tasks of its domains.
-    """
-    labels = statistics.tasks if label == "task" else statistics.domains
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(labels))}
-    return np.array([numbers[name] % num_experts for name in labels])
 
 
 def fit_input_gate(

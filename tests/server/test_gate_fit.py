@@ -13,7 +13,8 @@ from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire.preparation import PrepareReply
-from server.gate_fit import covariance_within, experts_by_label, fit_input_gate, gate_loss
+from server.expert_groups import experts_of
+from server.gate_fit import covariance_within, fit_input_gate, gate_loss
 from server.gate_statistics import GateStatistics, standardise, sum_statistics
 
 HIDDEN = 12
@@ -176,22 +177,20 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
     rng = np.random.default_rng(seed)
     before = standardise(initial_arrays(SPEC, rng), statistics)
     centres = (statistics.sums / statistics.counts[:, None] - before["gate.mean"]) / before["gate.scale"] @ projection.T
-    experts = experts_by_label(statistics, "task", SPEC.num_experts)
+    experts = experts_of(statistics.tasks, centres, statistics.counts, SPEC.num_experts)
     after = fit_input_gate(before, centres, statistics.counts, experts, moments, projection, temperature, rng)
-    return before, after, statistics
+    return before, after, dict(zip(statistics.tasks, experts, strict=True))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("num_features", [HIDDEN, 8])
 def test_the_fitted_gate_sends_new_inputs_of_each_task_to_its_expert(temperature: float, num_features: int) -> None:
     projection = np.random.default_rng(7).normal(0.0, num_features**-0.5, (num_features, HIDDEN))
-    before, arrays, statistics = fitted(np.eye(HIDDEN) if num_features == HIDDEN else projection, temperature, seed=0)
+    before, arrays, experts = fitted(np.eye(HIDDEN) if num_features == HIDDEN else projection, temperature, seed=0)
     gate = loaded_gate(replace(SPEC, temperature=temperature), arrays)
     new = separated(6, 100, seed=3)
-    experts = experts_by_label(statistics, "task", SPEC.num_experts)
     correct = [
-        (log_weights(gate, new[task]).argmax(dim=1).numpy() == expert).mean()
-        for task, expert in zip(statistics.tasks, experts, strict=True)
+        (log_weights(gate, new[task]).argmax(dim=1).numpy() == expert).mean() for task, expert in experts.items()
     ]
     assert np.mean(correct) > 0.95, correct
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
@@ -202,9 +201,3 @@ def test_the_fitted_gate_sends_new_inputs_of_each_task_to_its_expert(temperature
 def test_the_fit_is_deterministic() -> None:
     first, again, other = (fitted(np.eye(HIDDEN), 1.0, seed)[1]["gate.output.weight"].tobytes() for seed in (5, 5, 6))
     assert first == again != other
-
-
-def test_tasks_are_dealt_to_experts_in_turn() -> None:
-    for num_tasks, expected in ((5, [0, 1, 2, 0, 1]), (2, [0, 1])):
-        statistics = sum_statistics([reply(0, separated(num_tasks, 2, seed=1))])
-        assert experts_by_label(statistics, "task", 3).tolist() == expected

@@ -15,8 +15,9 @@ from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import read_instruction
+from server import expert_groups
 from server.first_mixture import first_mixture
-from server.gate_fit import TASK_MARGIN, experts_by_label
+from server.gate_fit import TASK_MARGIN
 from server.gate_statistics import GateStatistics, sum_statistics
 from server.preparation import Preparation, prepare_clients
 from server.run_directory import RunDirectory
@@ -53,13 +54,6 @@ def experts_of(arrays: Arrays, inputs: NDArray[np.float64]) -> list[int]:
 def means(prepared: Preparation) -> tuple[GateStatistics, NDArray[np.float64]]:
     statistics = sum_statistics([*prepared.replies.values()])
     return statistics, statistics.sums / statistics.counts[:, None]
-
-
-def test_by_domain_an_expert_gets_all_tasks_of_its_domains() -> None:
-    statistics = GateStatistics(("a", "c", "b", "e", "d"), ("x", "x", "y", "z", "z"), *(np.zeros(5),) * 3)
-    assert experts_by_label(statistics, "domain", 3).tolist() == [0, 0, 1, 2, 2]
-    assert experts_by_label(statistics, "domain", 2).tolist() == [0, 0, 1, 0, 0]
-    assert experts_by_label(statistics, "task", 2).tolist() == [0, 1, 0, 1, 0]
 
 
 def test_by_domain_the_gate_sends_tasks_to_their_domains_expert(prepared: Preparation, first: First) -> None:
@@ -179,7 +173,8 @@ def test_the_task_gate_begins_with_its_tasks_experts(
     tasks = tuple(sorted(prepared.tasks))
     arrays = first("task", gate=gate, tasks=tasks, num_experts=3 + shared, shared_expert=shared)
     statistics, inputs = means(prepared)
-    expected = experts_by_label(statistics, "task", 3).tolist()
+    centres = (inputs - arrays["gate.mean"]) / arrays["gate.scale"]
+    expected = expert_groups.experts_of(statistics.tasks, centres, statistics.counts, 3).tolist()
     assert experts_of(arrays, inputs) == expected  # the input gate too: for unknown tasks, or as half of both
     logits = arrays["gate.task_embeddings"] @ arrays["gate.query.weight"].T @ arrays["gate.expert_keys"].T
     for task, expert in zip(statistics.tasks, expected, strict=True):
