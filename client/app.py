@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from jaxtyping import Float
 
 from client.adapter import AdaptedBackbone, Tuned
+from client.error_feedback import change_to_send
 from client.evaluator import evaluate
 from client.gate_statistics import features, gate_inputs, second_moments, sums_by_cluster, sums_by_task
 from client.gpu_memory import limit_gpu_memory, tell_out_of_memory
@@ -131,10 +132,12 @@ def on_train(message: Message, context: Context) -> Message:
     with _tuned(config, backbone, instruction) as tuned:
         result = train(tuned, examples, settings_of(config, num_steps), rng)
         arrays = tuned.trainee.trained_arrays()
+    if config.wire_format == "int8":
+        arrays = change_to_send(arrays, instruction.arrays, context.state)
     reply = TrainReply(
         arrays, result.loss, result.num_examples, result.usage, result.gate_entropy, result.task_examples
     )
-    return Message(pack_train_reply(reply), reply_to=message)
+    return Message(pack_train_reply(reply, config.wire_format), reply_to=message)
 
 
 @app.evaluate()

@@ -39,6 +39,8 @@ TooLongPrompts = Literal["cut-start", "cut-input", "leave-out"]
 RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
+WireFormat = Literal["float32", "float16", "int8"]
+
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
     "gate_hidden_size task_embedding_size num_local_steps batch_size pass_tokens num_virtual_tokens lora_rank "
@@ -62,6 +64,7 @@ _CHOICES = {
     "task_weights": get_args(TaskWeights),
     "method": METHODS,
     "aggregation": get_args(Aggregation),
+    "wire_format": get_args(WireFormat),
     "too_long_prompts": get_args(TooLongPrompts),
 }
 
@@ -97,6 +100,7 @@ class Config:
     prompt_text: str
     num_shots: int
     aggregation: Aggregation
+    wire_format: WireFormat
     num_personal_steps: int
     backbone: str
     quantization: str

@@ -77,6 +77,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         timeout_seconds=config.round_timeout_seconds,
         centralised=config.centralised,
         aggregation=config.aggregation,
+        wire_format=config.wire_format,
         measures=config.measure_names,
     )
     outcome = strategy.run(grid, arrays, config.last_round, directory)

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.config import Aggregation
+from common.config import Aggregation, WireFormat
 from common.mixture_arrays import Arrays
 from common.mixture_spec import Spec
 from common.perplexity import geometric_mean, total
@@ -56,6 +56,7 @@ class MixtureStrategy:
     timeout_seconds: float
     centralised: bool = False
     aggregation: Aggregation = "usage"
+    wire_format: WireFormat = "float32"
     measures: Sequence[str] = ()  # beyond perplexity, after the last round
 
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
@@ -64,7 +65,7 @@ class MixtureStrategy:
         Everything is in the run directory after each round. What trains nothing is scored once. Raises RuntimeError
         when a round has no usable reply.
         """
-        mixtures = ClientMixtures(arrays, self.aggregation)
+        mixtures = ClientMixtures(arrays, self.aggregation, self.wire_format)
         evaluated: Exchanged[EvaluateReply] = Exchanged()
         for server_round in range(1, num_rounds + 1):
             started = time.monotonic()
@@ -109,7 +110,7 @@ class MixtureStrategy:
 
         A client that fails keeps what it had.
         """
-        mixtures = ClientMixtures(outcome.mixtures.shared, "none")
+        mixtures = ClientMixtures(outcome.mixtures.shared, "none", self.wire_format)
         mixtures.own |= outcome.mixtures.own
         mixtures.merge(self.train(grid, server_round, mixtures, self.nodes, directory).replies)
         self.save(mixtures, server_round, directory)

@@ -7,19 +7,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
+from common.config import WireFormat
 from common.measures import Measured, MeasureSum
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
+from common.wire.compressed import compress, restore
 
 
-def pack_arrays(arrays: Arrays) -> ArrayRecord:
+def pack_arrays(arrays: Arrays, wire_format: WireFormat = "float32") -> ArrayRecord:
     """Turn named arrays into a record."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(array) for name, array in compress(arrays, wire_format).items()})
 
 
 def unpack_arrays(record: ArrayRecord) -> Arrays:
-    """Turn a record into named arrays, of whatever dtype they have: the server checks updates before it merges them."""
-    return {name: read_array(name, array) for name, array in record.items()}
+    """Turn a record into named arrays, whatever they travelled as: the server checks updates before it merges them."""
+    return restore({name: read_array(name, array) for name, array in record.items()})
 
 
 def message_bytes(content: InflatableObject) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.config import WireFormat
 from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
@@ -61,11 +62,13 @@ class EvaluateReply:
     measured: Measured = field(default_factory=dict)
 
 
-def instruction(server_round: int, arrays: Arrays | None = None, tasks: Sequence[str] = ()) -> RecordDict:
+def instruction(
+    server_round: int, arrays: Arrays | None = None, tasks: Sequence[str] = (), wire_format: WireFormat = "float32"
+) -> RecordDict:
     """Build what the server sends: the round, the mixture, the tasks that it knows by name."""
     content = RecordDict({"config": ConfigRecord({"server-round": server_round, "tasks": list(tasks)})})
     if arrays is not None:
-        content["arrays"] = pack_arrays(arrays)
+        content["arrays"] = pack_arrays(arrays, wire_format)
     return content
 
 
@@ -76,7 +79,7 @@ def read_instruction(content: RecordDict) -> Instruction:
     return Instruction(read_count(config["server-round"]), arrays, tuple(read_texts(config["tasks"])))
 
 
-def pack_train_reply(reply: TrainReply) -> RecordDict:
+def pack_train_reply(reply: TrainReply, wire_format: WireFormat = "float32") -> RecordDict:
     """Build the reply to a train message."""
     metrics = MetricRecord(
         {
@@ -87,7 +90,7 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
             "task-examples": reply.task_examples.tolist(),
         }
     )
-    return RecordDict({"arrays": pack_arrays(reply.arrays), "metrics": metrics})
+    return RecordDict({"arrays": pack_arrays(reply.arrays, wire_format), "metrics": metrics})
 
 
 def unpack_train_reply(content: RecordDict) -> TrainReply:

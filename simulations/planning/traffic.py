@@ -49,7 +49,7 @@ def plan_traffic(config: Config, shape: Shape, clients: Sequence[ClientData]) ->
     """Plan what a run sends, when no client fails: scores are of the client with the most tasks."""
     spec = shape.spec
     everything = _stand_ins(spec.all())
-    down = message_bytes(instruction(1, everything, spec.tasks))
+    down = message_bytes(instruction(1, everything, spec.tasks, config.wire_format))
     update = TrainReply(
         {name: everything[name] for name in spec.trainable()},
         0.0,
@@ -58,7 +58,7 @@ def plan_traffic(config: Config, shape: Shape, clients: Sequence[ClientData]) ->
         0.0,
         np.zeros(len(spec.tasks)),
     )
-    up = message_bytes(pack_train_reply(update))
+    up = message_bytes(pack_train_reply(update, config.wire_format))
     scores = [message_bytes(_scores(client.evaluated, spec.num_experts)) for client in clients]
     trainers = 1 if config.centralised else num_trainers(config.client_fraction, len(clients))
     a_round = (down + up) * trainers * bool(spec.trainable()) + down * len(clients) + sum(scores)

@@ -65,6 +65,22 @@ def test_none_keeps_every_clients_own() -> None:
     assert mixtures.of(1) is mixtures.shared is START
 
 
+@pytest.mark.parametrize("aggregation", ["usage", "none"])
+def test_in_int8_an_update_is_a_change_of_what_was_sent(aggregation: Any) -> None:
+    start = {"pool.keys.1": np.array([[1.0, 0.3], [2.0, 0.0]], np.float32)}
+    mixtures = ClientMixtures(start, aggregation, "int8")
+    for server_round in (1, 2):
+        content = mixtures.instructions(server_round, (), [0])[0]
+        assert content.array_records["arrays"]["pool.keys.1"].dtype == "int8"
+        sent = read_instruction(content).arrays["pool.keys.1"]
+        assert sent[0, 1] != mixtures.of(0)["pool.keys.1"][0, 1]  # it was rounded
+        change = replace(update(0.0), arrays={"pool.keys.1": np.full((2, 2), 0.5, np.float32)})
+        mixtures.merge({0: change})
+        np.testing.assert_allclose(mixtures.of(0)["pool.keys.1"][0], sent[0] + 0.5, rtol=1e-6)
+    kept = mixtures.of(0)["pool.keys.1"][1]  # of an expert that nobody used nothing is merged
+    np.testing.assert_allclose(kept, [2.0, 0.0] if aggregation == "usage" else [3.0, 1.0], atol=0.02)
+
+
 def test_clients_that_share_a_mixture_share_the_message() -> None:
     mixtures = ClientMixtures(START, "none")
     mixtures.merge({1: update(1.0)})

@@ -298,3 +298,17 @@ def test_inline_and_ray_give_the_same_run_to_the_bit(
 
     assert in_order(inline) == in_order(ray)
     assert (inline / "result.json").read_bytes() == (ray / "result.json").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["mixture", "lora"])
+def test_fewer_bytes_on_the_wire_cost_hardly_any_perplexity(run_config: RunConfig, tmp_path: Path, method: str) -> None:
+    last = {}
+    for wire_format in ("float32", "float16", "int8"):
+        settings = {"wire_format": wire_format, "run_directory": str(tmp_path / wire_format), "method": method}
+        last[wire_format] = rounds(run(run_config(**settings, num_rounds=3, num_local_steps=6, gate_hidden_size=64)))[
+            -1
+        ]
+    whole = last["float32"]
+    for wire_format in ("float16", "int8"):
+        assert last[wire_format]["perplexity"] == pytest.approx(whole["perplexity"], rel=0.01)
+        assert last[wire_format]["perplexity"] != whole["perplexity"]
