@@ -1,7 +1,7 @@
 """What a local training step costs: the mixture against peft's methods, on the same batches of mixed lengths.
 
     python -m benchmarks.local_step [--backbone smollm2-135m] [--quantization none] [--dtype auto] [--device auto]
-        [--batch-size 16] [--pass-tokens 8192] [--methods PromptTuning,LoRA] [--seconds 60] [--json FILE]
+        [--batch-size 16] [--pass-tokens 8192] [--methods PromptTuning,LoRA] [--seconds 60] [--output DIR]
 
 --backbone is a shape of common.model_shapes, with random weights, or a backbone's name. The methods take turns, a
 step each on the same batch, so that a noisy machine is noisy for all; reported are ratios of steps taken side by side.
@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.floor import matrix_rate, step_flops, synchronize
+from benchmarks.local_step_table import CACHED, COLUMNS, DOCUMENT, JSON, OURS, document, rows, title
 from benchmarks.peft_methods import CHANGE_THE_MODEL, Step, peft_step
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
 from client.prefix_cache import PrefixCache
 from client.task_weights import JointLoss
 from client.trainer import TrainSettings, new_optimizer, train_step
-from common.atomic_file import replace_json
+from common.atomic_file import replace_file, replace_json
 from common.backbone import Backbone, load_backbone, resolve_device
 from common.batches import TokenizedExample
 from common.decoder import injection_layer, probe_kv_shapes
@@ -46,7 +47,6 @@ from simulations.planning.against_measured import peak_bytes
 from simulations.provenance import described
 
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
-OURS, CACHED = "mixture", "mixture, lower layers kept"
 PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-LoRA"
 WARM_UP = 2  # turns that do not count
 
@@ -147,30 +147,6 @@ def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     return quantiles([their / our for their, our in zip(theirs, ours, strict=True)], n=4)
 
 
-def table_of(report: dict[str, Any]) -> Table:
-    """Return the figures as a table, ratios first."""
-    table = Table(
-        title=f"A training step of {report['batch_size']} texts of mixed lengths, {report['tokens_per_step']:.0f} real "
-        f"tokens: {report['backbone']}, {report['quantization']}, {report['dtype']}, {report['device']}"
-    )
-    columns = ("method", "time / ours kept", "time / ours", "tokens/s", "ms", "of the floor", "peak MiB", "parameters")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for name, found in report["methods"].items():
-        kept, ours = found["time_against_cached"], found["time_against_ours"]
-        table.add_row(
-            name,
-            f"{kept[1]:.2f} ({kept[0]:.2f}-{kept[2]:.2f})",
-            f"{ours[1]:.2f} ({ours[0]:.2f}-{ours[2]:.2f})",
-            f"{found['tokens_per_second']:,.0f}",
-            f"{found['median_seconds'] * 1000:.1f}",
-            f"{found['part_of_floor']:.0%}" if name in (OURS, CACHED) else "",
-            f"{found['peak_bytes'] / 2**20:,.0f}",
-            f"{found['parameters']:,}",
-        )
-    return table
-
-
 def main() -> None:
     """Read the command line, measure, print a table; write the figures to a file, if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,7 +158,7 @@ def main() -> None:
     parser.add_argument("--pass-tokens", type=int, default=8192)
     parser.add_argument("--methods", default=PEFT)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     name = arguments.backbone
@@ -198,9 +174,14 @@ def main() -> None:
             "batch_size": arguments.batch_size,
             **measure(source, arguments, Path(directory)),
         }
-    Console(width=150).print(table_of(report))
-    if arguments.json is not None:
-        replace_json(arguments.json, report)
+    shown = Table(*COLUMNS, title=title(report))
+    for row in rows(report):
+        shown.add_row(*row)
+    Console(width=150).print(shown)
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        replace_json(arguments.output / JSON, report)
+        replace_file(arguments.output / DOCUMENT, document(report).encode())
 
 
 if __name__ == "__main__":
