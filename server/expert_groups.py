@@ -1,4 +1,4 @@
-"""Which expert a task starts with: one of its own, or, with more tasks than experts, one that like tasks share."""
+"""Which expert a task starts with: one of its own, or, with more tasks than experts, one that it shares."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,15 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 
-def experts_of(labels: Sequence[str], centres: Float, counts: Float, num_experts: int) -> NDArray[np.int64]:
-    """Assign tasks to experts, `[tasks]`, by their labels: their names, or their domains.
+def dealt(labels: Sequence[str], num_experts: int) -> NDArray[np.int64]:
+    """Assign tasks to experts, `[tasks]`, in turn by their labels: their names, or their domains.
 
-    Tasks of one label share an expert, and so do like labels where there are more of them than experts. `centres`
-    `[tasks, features]` are the tasks' mean inputs, `counts` `[tasks]` how many there were.
+    Tasks come sorted by domain, so in turn by name those of one domain, which look alike, go to different experts, and
+    an expert's tasks look different: the frozen backbone tells them apart by itself. In turn by domain, an expert gets
+    all tasks of its domains.
     """
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    rows = np.array([numbers[label] for label in labels])
-    is_of_label = (rows[None] == np.arange(len(numbers))[:, None]) * counts
-    means = is_of_label @ centres / is_of_label.sum(axis=1, keepdims=True)
-    experts: NDArray[np.int64] = alike(means, num_experts)[rows]
-    return experts
+    return np.array([numbers[label] % num_experts for label in labels])
 
 
 def alike(points: Float, most_groups: int) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from common.wire.preparation import (
 from common.wire.rounds import instruction
 from server.ask import ask, ask_one
 from server.clusters import k_means
-from server.expert_groups import experts_of
+from server.expert_groups import alike, dealt
 from server.gate_fit import fit_input_gate, fit_task_gate
 from server.gate_statistics import Float, standardise, sum_statistics
 from server.preparation import Preparation
@@ -140,8 +140,11 @@ def _pretrain_gate(
         means = statistics.sums / statistics.counts[:, None]
         centres = ((means - arrays["gate.mean"]) / arrays["gate.scale"]) @ to_features.T
         counts = statistics.counts
-        labels = statistics.tasks if config.gate_pretraining == "task" else statistics.domains
-        experts = experts_of(labels, centres, counts, spec.num_gated)
+        if config.gate_pretraining == "like-tasks":
+            experts = alike(centres, spec.num_gated)
+        else:
+            labels = statistics.tasks if config.gate_pretraining == "task" else statistics.domains
+            experts = dealt(labels, spec.num_gated)
         if spec.has_task_gate:
             rows = np.array([spec.tasks.index(task) for task in statistics.tasks])
             arrays = fit_task_gate(arrays, rows, experts)

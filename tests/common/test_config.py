@@ -110,7 +110,10 @@ def test_a_config_is_frozen():
         ({"prompt_form": "soft"}, "prompt-form must be one of kv, hidden, got 'soft'"),
         ({"prompt_positions": "input"}, "prompt-positions must be one of all, answer, got 'input'"),
         ({"gate": "none"}, "gate must be one of input, task, both, got 'none'"),
-        ({"gate_pretraining": "tasks"}, "gate-pretraining must be one of task, domain, kmeans, none, got 'tasks'"),
+        (
+            {"gate_pretraining": "tasks"},
+            "gate-pretraining must be one of task, like-tasks, domain, kmeans, none, got 'tasks'",
+        ),
         ({"task_weights": "even"}, "task-weights must be one of uniform, size, learned, got 'even'"),
         (
             {"method": "fedavg"},

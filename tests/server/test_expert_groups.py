@@ -1,11 +1,11 @@
-"""Which tasks share an expert: as many experts as there are, like tasks together, against merges tried one by one."""
+"""Which tasks share an expert: in turn, or like ones together, against merges tried one by one."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from server.expert_groups import alike, experts_of
+from server.expert_groups import alike, dealt
 
 
 def squares_within(groups, points):
@@ -41,12 +41,9 @@ def test_as_many_experts_as_tasks_are_one_each():
         assert alike(points, most_groups).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_tasks_of_a_domain_share_an_expert_and_like_domains_do():
-    # Domains x and z look alike by their means, weighted by examples; task c alone looks like y.
+def test_tasks_are_dealt_in_turn_and_a_domain_keeps_together():
     labels = ["x", "x", "y", "z", "z"]
-    centres = np.array([[0.0], [4.0], [4.0], [0.0], [1.0]])
-    counts = np.array([9.0, 1.0, 5.0, 5.0, 5.0])
-    assert experts_of(labels, centres, counts, 3).tolist() == [0, 0, 1, 2, 2]
-    assert experts_of(labels, centres, counts, 2).tolist() == [0, 0, 1, 0, 0]
-    assert experts_of(labels, centres, counts[[1, 0, 2, 3, 4]], 2).tolist() == [0, 0, 0, 1, 1]
-    assert experts_of(list("abcde"), centres, counts, 2).tolist() == [0, 1, 1, 0, 0]
+    assert dealt(labels, 3).tolist() == [0, 0, 1, 2, 2]
+    assert dealt(labels, 2).tolist() == [0, 0, 1, 0, 0]
+    assert dealt(list("abcde"), 2).tolist() == [0, 1, 0, 1, 0]
+    assert dealt(list("ab"), 3).tolist() == [0, 1]

@@ -10,7 +10,7 @@ import pytest
 from common.config import Config, read_config
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
-from server.expert_groups import experts_of
+from server.expert_groups import dealt
 from server.first_mixture import first_mixture
 from server.gate_statistics import sum_statistics
 from server.preparation import Preparation, prepare_clients
@@ -63,11 +63,10 @@ def test_the_fitted_gate_sends_a_tasks_mean_input_to_the_tasks_expert(
     arrays = first(config)
     statistics = sum_statistics([*prepare().replies.values()])
     own = [index for index, task in enumerate(statistics.tasks) if task != "shared"]
-    centres = (statistics.sums / statistics.counts[:, None] - arrays["gate.mean"]) / arrays["gate.scale"]
-    inputs = centres[own]
+    inputs = (statistics.sums[own] / statistics.counts[own, None] - arrays["gate.mean"]) / arrays["gate.scale"]
     hidden = np.tanh(inputs @ arrays["gate.hidden.weight"].T + arrays["gate.hidden.bias"])
     logits = hidden @ arrays["gate.output.weight"].T + arrays["gate.output.bias"]
-    assert logits.argmax(axis=1).tolist() == experts_of(statistics.tasks, centres, statistics.counts, 3)[own].tolist()
+    assert logits.argmax(axis=1).tolist() == dealt(statistics.tasks, 3)[own].tolist()
 
 
 def test_moments_are_asked_for_with_the_statistics_alone(

@@ -13,7 +13,7 @@ from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire.preparation import PrepareReply
-from server.expert_groups import experts_of
+from server.expert_groups import dealt
 from server.gate_fit import covariance_within, fit_input_gate, gate_loss
 from server.gate_statistics import GateStatistics, standardise, sum_statistics
 
@@ -177,7 +177,7 @@ def fitted(projection: Float, temperature: float, seed: int) -> tuple[Arrays, Ar
     rng = np.random.default_rng(seed)
     before = standardise(initial_arrays(SPEC, rng), statistics)
     centres = (statistics.sums / statistics.counts[:, None] - before["gate.mean"]) / before["gate.scale"] @ projection.T
-    experts = experts_of(statistics.tasks, centres, statistics.counts, SPEC.num_experts)
+    experts = dealt(statistics.tasks, SPEC.num_experts)
     after = fit_input_gate(before, centres, statistics.counts, experts, moments, projection, temperature, rng)
     return before, after, dict(zip(statistics.tasks, experts, strict=True))
 

@@ -15,7 +15,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_spec import MixtureSpec
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import read_instruction
-from server import expert_groups
+from server.expert_groups import alike, dealt
 from server.first_mixture import first_mixture
 from server.gate_fit import TASK_MARGIN
 from server.gate_statistics import GateStatistics, sum_statistics
@@ -162,6 +162,14 @@ def test_a_clients_false_clusters_are_rejected(
     assert re.search(reason, prepared.failed["clusters"][0])
 
 
+def test_like_tasks_share_an_expert(first: First, prepared: Preparation) -> None:
+    arrays = first("like-tasks", num_experts=2)
+    statistics, inputs = means(prepared)
+    centres = (inputs - arrays["gate.mean"]) / arrays["gate.scale"]
+    expected = alike(centres, 2).tolist()
+    assert experts_of(arrays, inputs) == expected != dealt(statistics.tasks, 2).tolist()
+
+
 # --- The task gate, and the shared expert ---
 
 
@@ -173,8 +181,7 @@ def test_the_task_gate_begins_with_its_tasks_experts(
     tasks = tuple(sorted(prepared.tasks))
     arrays = first("task", gate=gate, tasks=tasks, num_experts=3 + shared, shared_expert=shared)
     statistics, inputs = means(prepared)
-    centres = (inputs - arrays["gate.mean"]) / arrays["gate.scale"]
-    expected = expert_groups.experts_of(statistics.tasks, centres, statistics.counts, 3).tolist()
+    expected = dealt(statistics.tasks, 3).tolist()
     assert experts_of(arrays, inputs) == expected  # the input gate too: for unknown tasks, or as half of both
     logits = arrays["gate.task_embeddings"] @ arrays["gate.query.weight"].T @ arrays["gate.expert_keys"].T
     for task, expert in zip(statistics.tasks, expected, strict=True):

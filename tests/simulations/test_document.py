@@ -113,9 +113,13 @@ def test_a_changed_or_missing_document_is_named_and_rebuilt(root: Path) -> None:
         (
             "sweep.json",
             "none/sweep.json",
-            r"none/sweep\.json must be a sweep\.json or results\.json or compressions\.json or local_step\.json of this",
+            r"none/sweep\.json must be a sweep\.json or results\.json or compressions\.json or local_step\.json",
         ),
-        ("sweep.json", "sweep.md", r"sweep\.md must be a sweep\.json or results\.json or compressions\.json or local_step\.json of this"),
+        (
+            "sweep.json",
+            "sweep.md",
+            r"sweep\.md must be a sweep\.json or results\.json or compressions\.json or local_step\.json",
+        ),
     ],
 )
 def test_a_block_that_cannot_be_built_is_an_error_that_names_it(root: Path, old: str, new: str, reason: str) -> None:
