@@ -43,9 +43,13 @@ def write_shape(name: str, directory: Path, device: torch.device = CPU) -> None:
 
     `device` is where the weights are drawn: 8 B take seconds on a GPU, minutes on a CPU.
     """
-    (directory / "config.json").write_text(json.dumps(SHAPES[name]))
-    tokenizer = train_tokenizer([], 259)
+    write_description(name, directory)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         new_model(directory, torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+
+
+def write_description(name: str, directory: Path) -> None:
+    """Write what a model of a shape has beside its weights."""
+    (directory / "config.json").write_text(json.dumps(SHAPES[name]))
+    train_tokenizer([], 259).save_pretrained(directory)

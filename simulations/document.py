@@ -9,8 +9,8 @@ A block of README.md or docs/**/*.md, and every sweep.md and results.md under do
     <!-- end -->
 
 What follows the colon names a section: a sweep has `table`, and `across KEY` with a column for each of a swept key's
-values; a comparison has its groups, each also with `, in short`, `summary`, `clients` and `search`; a benchmark of a
-training step has `table`. In docs/results.md
+values; a comparison has its groups, each also with `, in short`, `summary`, `clients` and `search`; benchmarks have
+`table`. In docs/results.md
 a figure in the text between the blocks must stand in one of them.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import local_step_table
+from benchmarks import local_step_table, wire_table
 from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
@@ -49,6 +49,7 @@ KINDS = {
         compressions_table.DOCUMENT, compressions_table.document, compressions_table.sections
     ),
     local_step_table.JSON: Kind(local_step_table.DOCUMENT, local_step_table.document, local_step_table.sections),
+    wire_table.JSON: Kind(wire_table.DOCUMENT, wire_table.document, wire_table.sections),
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
 
