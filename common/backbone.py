@@ -165,11 +165,14 @@ def freeze(model: nn.Module) -> None:
 def feed_head_contiguously(model: Any) -> None:
     """Copy what enters the head, the last positions of all, to lie in one piece.
 
-    From a slice, torch 2.13 multiplies bfloat16 text by text on a CPU, with a copy of the head's weights for each.
+    From a slice, torch 2.13 multiplies bfloat16 text by text on a CPU, with a copy of the head's weights for each. A
+    slice of one text passes for contiguous and keeps its strides, so it has to be cloned.
     """
     head = model.get_output_embeddings()
     if head is not None:
-        head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+        head.register_forward_pre_hook(
+            lambda module, args: (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+        )
 
 
 def _check_device_map(model: Any, device_map: str) -> None:

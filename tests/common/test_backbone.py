@@ -240,11 +240,12 @@ def test_a_checkpoint_whose_quantization_cannot_be_loaded_is_refused_by_name(tmp
     assert "\n" not in str(told.value)
 
 
-def test_the_heads_weights_are_not_copied_for_each_text():
+@pytest.mark.parametrize("num_texts", [1, 8])
+def test_the_heads_weights_are_not_copied_for_each_text(num_texts):
     backbone = load_backbone("skills", "none", "cpu", "bfloat16")
-    batch = batch_of(count=8)
+    batch = batch_of(num_texts)
     weights = backbone.model.get_output_embeddings().weight.nbytes
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         forward(backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
     made = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    assert 8 * weights not in made
+    assert num_texts * weights not in made
