@@ -48,7 +48,7 @@ from simulations.provenance import described
 
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
 PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-LoRA"
-WARM_UP = 2  # turns that do not count
+WARM_UP = 1  # turns that do not count
 
 
 def mixture_step(backbone: Backbone, pass_tokens: int) -> tuple[Step, int]:
