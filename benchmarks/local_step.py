@@ -1,7 +1,7 @@
 """What a local training step costs: the mixture against peft's methods, on the same batches of mixed lengths.
 
     python -m benchmarks.local_step [--backbone smollm2-135m] [--quantization none] [--dtype auto] [--device auto]
-        [--batch-size 16] [--pass-tokens 8192] [--methods PromptTuning,LoRA] [--seconds 60] [--output DIR]
+        [--batch-size 16] [--pass-tokens 4096] [--methods PromptTuning,LoRA] [--seconds 60] [--output DIR]
 
 --backbone is a shape of common.model_shapes, with random weights, or a backbone's name. The methods take turns, a
 step each on the same batch, so that a noisy machine is noisy for all; reported are ratios of steps taken side by side.
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pass-tokens", type=int, default=8192)
+    parser.add_argument("--pass-tokens", type=int, default=4096)
     parser.add_argument("--methods", default=PEFT)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--output", type=Path)

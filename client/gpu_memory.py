@@ -36,7 +36,7 @@ def out_of_memory_message(said: str, config: Config) -> str:
     tried = f" (tried to allocate {found[1]})" if found else ""
     limited = config.gpu_memory_fraction < 1
     mends = [
-        f"lower batch-size ({config.batch_size}) or max-sequence-tokens ({config.max_sequence_tokens})",
+        f"lower pass-tokens ({config.pass_tokens}) or max-sequence-tokens ({config.max_sequence_tokens})",
         f"choose a quantization that takes less than {config.quantization}",
         *([f"raise gpu-memory-fraction ({config.gpu_memory_fraction:g})"] if limited else []),
     ]

@@ -32,7 +32,7 @@ class TrainSettings:
     balance_weight: float
     task_weights: TaskWeights = "size"
     task_weight_learning_rate: float = 0.0
-    pass_tokens: int = 8192
+    pass_tokens: int = 4096
 
 
 def settings_of(config: Config, num_steps: int) -> TrainSettings:

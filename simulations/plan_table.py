@@ -106,7 +106,7 @@ def fits(kind: Kind, gpu_gib: float) -> str:
     needed = kind.memory.peak + CUDA_CONTEXT
     count = int(gpu_gib * GIB // needed)
     clients = {0: "no such client", 1: "1 such client"}.get(count, f"{count} such clients")
-    mend = "" if count else "; lower batch-size or max-sequence-tokens, or compress the backbone further"
+    mend = "" if count else "; lower pass-tokens or max-sequence-tokens, or compress the backbone further"
     return (
         f"a GPU of {gpu_gib:g} GiB holds {clients} with {kind.config.quantization}: each is a process of "
         f"{size(needed)}, {size(CUDA_CONTEXT)} of which are allowed for CUDA itself{mend}"

@@ -71,7 +71,7 @@ def test_a_gpu_whose_memory_is_used_up_is_one_line_with_what_to_do():
     reason = failure_of(0, device="cpu", gpu_memory_fraction=0.5, batch_size=4, quantization="none")
     assert reason == (
         "<class 'RuntimeError'>:<'this client's share of the GPU's memory is used up (tried to allocate 2.50 GiB): "
-        "lower batch-size (4) or max-sequence-tokens (512), or choose a quantization that takes less than none, or "
+        "lower pass-tokens (4096) or max-sequence-tokens (512), or choose a quantization that takes less than none, or "
         "raise gpu-memory-fraction (0.5)'>"
     )
 
@@ -79,6 +79,6 @@ def test_a_gpu_whose_memory_is_used_up_is_one_line_with_what_to_do():
 def test_without_a_limit_nothing_is_said_of_it():
     said = out_of_memory_message("CUDA out of memory.", read_config(DEFAULTS))
     assert said == (
-        "the GPU's memory is used up: lower batch-size (16) or max-sequence-tokens (512), or choose a quantization "
+        "the GPU's memory is used up: lower pass-tokens (4096) or max-sequence-tokens (512), or choose a quantization "
         "that takes less than nf4"
     )

@@ -61,7 +61,7 @@ def test_a_gpu_holds_as_many_as_fit_with_their_contexts() -> None:
     assert "holds 3 such clients" in fits(kind, 3 * needed + 0.01)
     assert "holds 2 such clients" in fits(kind, 3 * needed - 0.01)
     assert "holds no such client with nf4" in (none := fits(kind, needed - 0.01))
-    assert "lower batch-size" in none
+    assert "lower pass-tokens" in none
 
 
 @pytest.mark.parametrize(
