@@ -1,5 +1,6 @@
 """Injection against written-out references: what prompts add, what they leave alone, and what the gate sees."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,20 @@ def test_one_hot_gate_picks_its_expert():
                 own[layer].data = tensor.data[expert : expert + 1].clone()
         alone = PromptedBackbone(tiny_backbone(), single)
         torch.testing.assert_close(logits, logits_of(alone, batch)[0], **FLOAT32)
+
+
+def test_a_prompt_bias_counts_every_prompt_token_as_so_many():
+    """With a bias of log 3 each token counts as three of its kind; weights, and so their use, stay as they were."""
+    batch = batch_of()
+    biased, thrice = tiny_prompted(prompt_bias=math.log(3)), tiny_prompted()
+    for parameters in (thrice.mixture.pool.keys, thrice.mixture.pool.values):
+        for layer, parameter in parameters.items():
+            parameters[layer] = torch.nn.Parameter(parameter.detach().repeat_interleave(3, dim=1))
+    logits, log_weights = logits_of(biased, batch)
+    expected, expected_weights = logits_of(thrice, batch)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+    assert torch.equal(log_weights, expected_weights)
+    assert (logits - logits_of(tiny_prompted(), batch)[0]).abs().max() > 0.01
 
 
 def test_without_prompts_the_backbone_is_bit_identical():
