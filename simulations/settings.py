@@ -13,7 +13,7 @@ from common.measures import TEXT_MEASURES, read_measures
 GATE_KEYS = {"gate", "gate-hidden-size", "temperature", "top-k", "gate-pretraining", "gate-learning-rate"}
 GATE_KEYS |= {"balance-weight", "task-embedding-size", "standardise-gate-input", "freeze-gate", "gate-encoder"}
 MIXTURE_KEYS = GATE_KEYS | {"num-experts", "tokens-per-expert", "injection-layer", "prompt-form", "prompt-positions"}
-MIXTURE_KEYS |= {"prompt-init", "prompt-scale", "shared-expert", "prefix-cache-gib"}
+MIXTURE_KEYS |= {"prompt-init", "prompt-scale", "prompt-bias", "shared-expert", "prefix-cache-gib"}
 DATA_KEYS = {"columns", "skip-bad-rows"}
 # Keys that have an effect on some values of another key only.
 ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
