@@ -20,8 +20,10 @@ lint: $(INSTALLED) ## ruff and mypy
 docs: $(INSTALLED) ## rebuild the tables in documents from their JSON
 	$(BIN)/python -m simulations.document
 
-bench: $(INSTALLED) ## what a local step costs
-	$(BIN)/python -m benchmarks.local_step
+bench: $(INSTALLED) ## what a training step, a message and a round cost: about 10 minutes of two cores
+	$(BIN)/python -m benchmarks.local_step --batch-size 8
+	$(BIN)/python -m benchmarks.wire
+	$(BIN)/python -m benchmarks.round_overhead
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import local_step_table, wire_table
+from benchmarks import local_step_table, round_overhead_table, wire_table
 from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
@@ -49,6 +49,9 @@ KINDS = {
         compressions_table.DOCUMENT, compressions_table.document, compressions_table.sections
     ),
     local_step_table.JSON: Kind(local_step_table.DOCUMENT, local_step_table.document, local_step_table.sections),
+    round_overhead_table.JSON: Kind(
+        round_overhead_table.DOCUMENT, round_overhead_table.document, round_overhead_table.sections
+    ),
     wire_table.JSON: Kind(wire_table.DOCUMENT, wire_table.document, wire_table.sections),
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
