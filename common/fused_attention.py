@@ -50,7 +50,7 @@ def attend_fused(
 
 
 def _of_all_texts(
-    prompts: Float[Tensor, "experts length kv_heads size"], query: Float[Tensor, "batch heads seq size"]
+    prompts: Float[Tensor, "experts length kv_heads size"], query: Float[Tensor, "batch heads seq key_dim"]
 ) -> Float[Tensor, "batch kv_heads prompts size"]:
     return prompts.flatten(0, 1).to(query).transpose(0, 1).expand(query.shape[0], -1, -1, -1)
 
@@ -61,7 +61,7 @@ def _mask(
     batch: int,
     seq: int,
     num_prompts: int,
-    query: Float[Tensor, "batch heads seq size"],
+    query: Float[Tensor, "batch heads seq key_dim"],
 ) -> Float[Tensor, "batch 1 seq prompts_and_total"]:
     """Write out what is seen as numbers to add; all are finite, for a padded query may see nothing."""
     seen = visible.new_ones(1, 1) if sees_prompts is None else sees_prompts.to(query.device)[:, None, :, None]

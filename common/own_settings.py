@@ -21,6 +21,7 @@ OWN_KEYS = (
     "device-map",
     "prefix-cache-gib",
     "batch-size",
+    "pass-tokens",
     "max-sequence-tokens",
 )
 NUMBER_KEYS = ("partition-id", "num-partitions")  # who a node is; Flower's simulation sets them itself

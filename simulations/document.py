@@ -10,8 +10,7 @@ A block of README.md or docs/**/*.md, and every sweep.md and results.md under do
 
 What follows the colon names a section: a sweep has `table`, and `across KEY` with a column for each of a swept key's
 values; a comparison has its groups, each also with `, in short`, `summary`, `clients` and `search`; benchmarks have
-`table`. In docs/results.md
-a figure in the text between the blocks must stand in one of them.
+`table`. In docs/results.md a figure in the text between the blocks must stand in one of them.
 """
 
 import argparse

@@ -26,6 +26,7 @@ install_import_hook(
         "common.attention",
         "common.batches",
         "common.decoder",
+        "common.fused_attention",
         "common.injection",
         "common.mixture",
         "simulations.compression.layers",
