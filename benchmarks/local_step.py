@@ -9,8 +9,6 @@ Memory is up to four backbones and one step, disk 2 bytes a parameter of a shape
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,17 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import local_step_table
 from benchmarks.floor import matrix_rate, step_flops, synchronize
-from benchmarks.local_step_table import CACHED, COLUMNS, DOCUMENT, JSON, OURS, document, rows, title
+from benchmarks.local_step_table import CACHED, OURS
 from benchmarks.peft_methods import CHANGE_THE_MODEL, Step, peft_step
+from benchmarks.report import publish
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
 from client.prefix_cache import PrefixCache
 from client.task_weights import JointLoss
 from client.trainer import TrainSettings, new_optimizer, train_step
-from common.atomic_file import replace_file, replace_json
 from common.backbone import Backbone, load_backbone, resolve_device
 from common.batches import TokenizedExample
 from common.decoder import injection_layer, probe_kv_shapes
@@ -41,10 +38,7 @@ from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
 from common.model_shapes import SHAPES, write_shape
 from common.passes import batches_of_passes
-from server.run_directory import versions
-from simulations.grid import portable
 from simulations.planning.against_measured import peak_bytes
-from simulations.provenance import described
 
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
 PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-LoRA"
@@ -165,23 +159,14 @@ def main() -> None:
     with TemporaryDirectory() as directory, TemporaryDirectory() if name in SHAPES else nullcontext(name) as source:
         if name in SHAPES:
             write_shape(name, Path(source), device)
-        report = {
-            "command": shlex.join(["python", "-m", "benchmarks.local_step", *map(portable, sys.argv[1:])]),
-            **described([versions()]),
+        figures = {
             "backbone": name,
             "quantization": arguments.quantization,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads",
             "batch_size": arguments.batch_size,
             **measure(source, arguments, Path(directory)),
         }
-    shown = Table(*COLUMNS, title=title(report))
-    for row in rows(report):
-        shown.add_row(*row)
-    Console(width=150).print(shown)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        replace_json(arguments.output / JSON, report)
-        replace_file(arguments.output / DOCUMENT, document(report).encode())
+    publish("local_step", local_step_table, local_step_table.title(figures), figures, arguments.output)
 
 
 if __name__ == "__main__":

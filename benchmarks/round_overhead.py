@@ -8,8 +8,6 @@ all figures are written to disk. Takes about 10 ms a client and round, and next 
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,22 +16,18 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.round_overhead_table import COLUMNS, DOCUMENT, JSON, document, rows
-from common.atomic_file import replace_file, replace_json
+from benchmarks import round_overhead_table
+from benchmarks.report import publish
 from common.config import Config, WireFormat, read_config
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import card
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
 from common.wire.rounds import EvaluateReply, TrainReply, pack_evaluate_reply, pack_train_reply, read_instruction
-from server.run_directory import ROUNDS, RunDirectory, versions
+from server.run_directory import ROUNDS, RunDirectory
 from server.strategy import MixtureStrategy
-from simulations.grid import portable
 from simulations.inline import InlineGrid
-from simulations.provenance import described
 from simulations.settings import resolve
 
 SPEC = MixtureSpec(16, 2, 64, 128, dict.fromkeys((3, 4, 5), (4, 32, 32)))
@@ -89,19 +83,7 @@ def main() -> None:
                 seconds = seconds_of_rounds(num_clients, arguments.rounds, wire_format, Path(directory))
             row = {"clients": num_clients, "wire_format": wire_format, "seconds": seconds, "median": median(seconds)}
             measured.append(row)
-    report = {
-        "command": shlex.join(["python", "-m", "benchmarks.round_overhead", *map(portable, sys.argv[1:])]),
-        **described([versions()]),
-        "rows": measured,
-    }
-    shown = Table(*COLUMNS, title="A round without work")
-    for line in rows(report):
-        shown.add_row(*line)
-    Console(width=100).print(shown)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        replace_json(arguments.output / JSON, report)
-        replace_file(arguments.output / DOCUMENT, document(report).encode())
+    publish("round_overhead", round_overhead_table, "A round without work", {"rows": measured}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,20 @@ No weights are made: it takes some seconds a shape, and next to no memory. Bytes
 """
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.wire_table import COLUMNS, DOCUMENT, JSON, document, rows
-from common.atomic_file import replace_file, replace_json
+from benchmarks import wire_table
+from benchmarks.report import publish
 from common.config import WireFormat, read_config
 from common.mixture_spec import num_parameters
 from common.model_shapes import SHAPES, write_description
 from common.wire.records import message_bytes
 from common.wire.rounds import TrainReply, instruction, pack_train_reply
-from server.run_directory import versions
-from simulations.grid import portable
 from simulations.planning.shape import shape_of
-from simulations.provenance import described
 from simulations.settings import resolve
 
 METHODS = {
@@ -62,19 +55,7 @@ def main() -> None:
                     parameters, down, up = weigh(source, words, wire_format)
                     row = {"backbone": name, "method": method, "wire_format": wire_format, "parameters": parameters}
                     weighed.append(row | {"bytes_down": down, "bytes_up": up})
-    report = {
-        "command": shlex.join(["python", "-m", "benchmarks.wire", *map(portable, sys.argv[1:])]),
-        **described([versions()]),
-        "rows": weighed,
-    }
-    shown = Table(*COLUMNS, title="A message of a round, MiB")
-    for line in rows(report):
-        shown.add_row(*line)
-    Console(width=120).print(shown)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        replace_json(arguments.output / JSON, report)
-        replace_file(arguments.output / DOCUMENT, document(report).encode())
+    publish("wire", wire_table, "A message of a round", {"rows": weighed}, arguments.output)
 
 
 if __name__ == "__main__":
