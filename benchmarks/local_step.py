@@ -20,9 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import local_step_table
 from benchmarks.floor import matrix_rate, step_flops, synchronize
-from benchmarks.local_step_table import CACHED, OURS
 from benchmarks.peft_methods import CHANGE_THE_MODEL, Step, peft_step
 from benchmarks.report import publish
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
@@ -38,6 +36,8 @@ from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec, num_parameters
 from common.model_shapes import SHAPES, write_shape
 from common.passes import batches_of_passes
+from simulations.benchmark_pages import local_step as pages
+from simulations.benchmark_pages.local_step import CACHED, OURS
 from simulations.planning.against_measured import peak_bytes
 
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
@@ -166,7 +166,7 @@ def main() -> None:
             "batch_size": arguments.batch_size,
             **measure(source, arguments, Path(directory)),
         }
-    publish("local_step", local_step_table, local_step_table.title(figures), figures, arguments.output)
+    publish("local_step", pages, pages.title(figures), figures, arguments.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from benchmarks import round_overhead_table
 from benchmarks.report import publish
 from common.config import Config, WireFormat, read_config
 from common.mixture_arrays import Arrays, initial_arrays
@@ -27,6 +26,7 @@ from common.perplexity import AnswerScore
 from common.wire.rounds import EvaluateReply, TrainReply, pack_evaluate_reply, pack_train_reply, read_instruction
 from server.run_directory import ROUNDS, RunDirectory
 from server.strategy import MixtureStrategy
+from simulations.benchmark_pages import round_overhead as pages
 from simulations.inline import InlineGrid
 from simulations.settings import resolve
 
@@ -83,7 +83,7 @@ def main() -> None:
                 seconds = seconds_of_rounds(num_clients, arguments.rounds, wire_format, Path(directory))
             row = {"clients": num_clients, "wire_format": wire_format, "seconds": seconds, "median": median(seconds)}
             measured.append(row)
-    publish("round_overhead", round_overhead_table, "A round without work", {"rows": measured}, arguments.output)
+    publish("round_overhead", pages, "A round without work", {"rows": measured}, arguments.output)
 
 
 if __name__ == "__main__":

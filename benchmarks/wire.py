@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks import wire_table
 from benchmarks.report import publish
 from common.config import WireFormat, read_config
 from common.mixture_spec import num_parameters
 from common.model_shapes import SHAPES, write_description
 from common.wire.records import message_bytes
 from common.wire.rounds import TrainReply, instruction, pack_train_reply
+from simulations.benchmark_pages import wire as pages
 from simulations.planning.shape import shape_of
 from simulations.settings import resolve
 
@@ -55,7 +55,7 @@ def main() -> None:
                     parameters, down, up = weigh(source, words, wire_format)
                     row = {"backbone": name, "method": method, "wire_format": wire_format, "parameters": parameters}
                     weighed.append(row | {"bytes_down": down, "bytes_up": up})
-    publish("wire", wire_table, "A message of a round", {"rows": weighed}, arguments.output)
+    publish("wire", pages, "A message of a round", {"rows": weighed}, arguments.output)
 
 
 if __name__ == "__main__":

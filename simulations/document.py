@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import local_step_table, round_overhead_table, wire_table
 from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
 from simulations import comparison_report, comparison_table, sweep_table
+from simulations.benchmark_pages import local_step, round_overhead, wire
 from simulations.compression import compressions_table
 
 RESULTS, SUMMARY_PAGE = Path("docs") / "results", Path("docs") / "results.md"
@@ -47,11 +47,9 @@ KINDS = {
     compressions_table.JSON: Kind(
         compressions_table.DOCUMENT, compressions_table.document, compressions_table.sections
     ),
-    local_step_table.JSON: Kind(local_step_table.DOCUMENT, local_step_table.document, local_step_table.sections),
-    round_overhead_table.JSON: Kind(
-        round_overhead_table.DOCUMENT, round_overhead_table.document, round_overhead_table.sections
-    ),
-    wire_table.JSON: Kind(wire_table.DOCUMENT, wire_table.document, wire_table.sections),
+    local_step.JSON: Kind(local_step.DOCUMENT, local_step.document, local_step.sections),
+    round_overhead.JSON: Kind(round_overhead.DOCUMENT, round_overhead.document, round_overhead.sections),
+    wire.JSON: Kind(wire.DOCUMENT, wire.document, wire.sections),
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
 

@@ -9,9 +9,9 @@ from tiny import HIDDEN, LAYERS, VOCAB, backbone_on_disk, tiny_backbone
 
 from benchmarks import local_step
 from benchmarks.floor import step_flops
-from benchmarks.local_step_table import CACHED, DOCUMENT, JSON, OURS, document, rows
 from benchmarks.peft_methods import CHANGE_THE_MODEL, peft_step
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
+from simulations.benchmark_pages.local_step import CACHED, DOCUMENT, JSON, OURS, document, rows
 
 SHORT = [(5, 2), (40, 3), (9, 1), (12, 6), (3, 3), (30, 2)]
 METHODS = ("PromptTuning", "PrefixTuning", "MultitaskPromptTuning", "LoRA", "AdaptionPrompt", "X-LoRA")

@@ -5,11 +5,11 @@ import sys
 
 from benchmarks import round_overhead
 from benchmarks.round_overhead import SPEC, seconds_of_rounds
-from benchmarks.round_overhead_table import DOCUMENT, JSON, document
 from common.backbone_source import distribution_root
 from common.config import default_run_config, read_config
 from common.mixture_spec import num_parameters
 from server.run_directory import ROUNDS
+from simulations.benchmark_pages.round_overhead import DOCUMENT, JSON, document
 
 
 def test_all_clients_train_and_are_scored_in_every_round(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import wire
-from benchmarks.wire_table import DOCUMENT, JSON, document
+from simulations.benchmark_pages.wire import DOCUMENT, JSON, document
 
 
 def test_messages_of_a_shape_are_weighed(tmp_path, monkeypatch, capsys):
