@@ -1,7 +1,8 @@
 """`fedmops plan`: memory and traffic of a run, before any weight is loaded."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,10 +42,9 @@ def plan(words: Sequence[str], lengths: Lengths | None, gpu_gib: float | None, c
     """
     settings = resolve(words)
     config = read_config(settings)
-    logging.getLogger("flwr.fedmops").setLevel(logging.ERROR)  # what is cut is said once, for all clients
     numbers = range(config.num_clients)
     own = [own_config(settings, {"partition-id": number, "num-partitions": config.num_clients}) for number in numbers]
-    with console.status("loading torch") as status:
+    with console.status("loading torch") as status, _quiet_log():
         from simulations.planning.client_data import ClientData, longest, read_client
         from simulations.planning.memory import plan_memory
         from simulations.planning.shape import shape_of
@@ -69,6 +69,25 @@ def plan(words: Sequence[str], lengths: Lengths | None, gpu_gib: float | None, c
         show(Plan(config, shape, plan_traffic(config, shape, data), kinds, counts), gpu_gib, console)
 
 
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Keep warnings of what is cut from the log: it is said once, for all clients."""
+    log = logging.getLogger("flwr.fedmops")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _kind(config: Config) -> tuple[Any, ...]:
     """Return what a client's memory depends on, but for its texts."""
-    return config.backbone, config.quantization, config.compute_dtype, config.device, config.batch_size
+    return (
+        config.backbone,
+        config.quantization,
+        config.compute_dtype,
+        config.device,
+        config.batch_size,
+        config.pass_tokens,
+    )
