@@ -9,7 +9,7 @@ from simulations.comparison_clients import clients
 from simulations.comparison_summary import perplexity, summary, worse_clients
 from simulations.grid import shown
 from simulations.markdown import mean, spread, table, traffic
-from simulations.provenance import place
+from simulations.provenance import head
 
 PLOTS = {
     "rounds.png": "Perplexity by round: geometric mean over seeds, the band from the smallest to the largest",
@@ -38,10 +38,12 @@ def document(report: Row) -> str:
     search = report["search"]
     rounds = f", at most {search['num_rounds']} rounds" if search["num_rounds"] else ""
     parts = [
-        "# Comparison",
-        f"```\n{report['command']}\n```",
-        f"{place(report)} {len(rows)} of {len(report['methods']) * len(report['seeds'])} runs have a result. "
-        f"Shared settings: {_settings(report['shared']) or 'the defaults'}.",
+        *head(
+            "Comparison",
+            report,
+            f"{len(rows)} of {len(report['methods']) * len(report['seeds'])} runs have a result. "
+            f"Shared settings: {_settings(report['shared']) or 'the defaults'}.",
+        ),
         f"Perplexity of the {report['split']} split, geometric mean over clients; then over seeds "
         f"({_listed(report['seeds'])}): geometric mean, standard deviation, smallest to largest. Each method has the "
         f"best of its learning rates by the {search['split']} split (seeds {_listed(search['seeds'])}{rounds}); at the "

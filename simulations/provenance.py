@@ -25,6 +25,11 @@ def described(versions: Sequence[dict[str, str]]) -> dict[str, Any]:
     }
 
 
+def head(title: str, report: dict[str, Any], more: str = "") -> list[str]:
+    """Begin a document: its title, the command, and where the figures come from, with what there is to say beside."""
+    return [f"# {title}", f"```\n{report['command']}\n```", f"{place(report)} {more}".strip()]
+
+
 def place(report: dict[str, Any]) -> str:
     """Say in one line what `provenance` found."""
     machine = report["machine"]

@@ -13,7 +13,7 @@ from simulations import markdown
 from simulations.figures import run_figures
 from simulations.grid import Point, shown
 from simulations.markdown import mean, spread
-from simulations.provenance import place, provenance
+from simulations.provenance import head, provenance
 
 JSON, TABLE, PLOT = "sweep.json", "sweep.md", "sweep.png"
 MAX_PLOTTED_AXES = 2
@@ -121,9 +121,11 @@ def document(report: dict[str, Any]) -> str:
     """Write all that sweep.md says, from sweep.json."""
     done = sum("perplexity" in row for row in report["runs"])
     parts = [
-        f"# Perplexity by {', '.join(report['axes'])}",
-        f"```\n{report['command']}\n```",
-        f"{place(report)} {done} of {len(report['runs'])} runs have a result.",
+        *head(
+            f"Perplexity by {', '.join(report['axes'])}",
+            report,
+            f"{done} of {len(report['runs'])} runs have a result.",
+        ),
         f"Perplexity of the {report['split']} split, geometric mean over clients; then over seeds: geometric mean, "
         "standard deviation, smallest to largest. Of the last round: the gate's entropy (nats), the mutual information "
         "of task and expert (nats), the share of the expert that is used least. Bytes are those of a client and round.",

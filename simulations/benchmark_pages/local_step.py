@@ -3,7 +3,7 @@
 from typing import Any
 
 from simulations.markdown import table
-from simulations.provenance import place
+from simulations.provenance import head
 
 JSON, DOCUMENT = "local_step.json", "local_step.md"
 OURS, CACHED = "mixture", "mixture, lower layers kept"
@@ -39,14 +39,7 @@ def title(report: dict[str, Any]) -> str:
 def document(report: dict[str, Any]) -> str:
     """Write the figures as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name in SHOWN)
-    return "\n\n".join(
-        [
-            "# A training step",
-            f"```\n{report['command']}\n```",
-            f"{place(report)} {versions}.",
-            *sections(report).values(),
-        ]
-    )
+    return "\n\n".join([*head("A training step", report, f"{versions}."), *sections(report).values()])
 
 
 def sections(report: dict[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from simulations.markdown import table
-from simulations.provenance import place
+from simulations.provenance import head
 
 JSON, DOCUMENT = "round_overhead.json", "round_overhead.md"
 COLUMNS = ("clients", "format", "seconds a round (median)", "range", "ms a client")
@@ -25,8 +25,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 def document(report: dict[str, Any]) -> str:
     """Write the figures as Markdown."""
-    head = ["# A round without work", f"```\n{report['command']}\n```", place(report)]
-    return "\n\n".join([*head, sections(report)["table"]])
+    return "\n\n".join([*head("A round without work", report), *sections(report).values()])
 
 
 def sections(report: dict[str, Any]) -> dict[str, str]:

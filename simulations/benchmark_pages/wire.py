@@ -3,7 +3,7 @@
 from typing import Any
 
 from simulations.markdown import table
-from simulations.provenance import place
+from simulations.provenance import head
 
 JSON, DOCUMENT = "wire.json", "wire.md"
 COLUMNS = ("backbone", "method", "format", "parameters", "MiB down", "MiB up", "of LoRA's update")
@@ -29,8 +29,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 def document(report: dict[str, Any]) -> str:
     """Write the figures as Markdown."""
-    head = ["# A message of a round", f"```\n{report['command']}\n```", place(report)]
-    return "\n\n".join([*head, sections(report)["table"]])
+    return "\n\n".join([*head("A message of a round", report), *sections(report).values()])
 
 
 def sections(report: dict[str, Any]) -> dict[str, str]:

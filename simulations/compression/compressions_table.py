@@ -3,7 +3,7 @@
 from typing import Any
 
 from simulations import markdown
-from simulations.provenance import place
+from simulations.provenance import head
 
 JSON, DOCUMENT = "compressions.json", "compressions.md"
 NAMES = ["backbone", "quantization", "on disk, MB", "in memory, MB", "of uncompressed", "forward pass, tokens/s"]
@@ -26,9 +26,11 @@ def document(report: dict[str, Any]) -> str:
         f"- {row['backbone']}, {row['quantization']}: {row['refused']}" for row in report["rows"] if "refused" in row
     ]
     parts = [
-        "# What compressing a backbone costs",
-        f"```\n{report['command']}\n```",
-        f"{place(report)} Device {report['device']}, computed in {report['compute_dtype']}.",
+        *head(
+            "What compressing a backbone costs",
+            report,
+            f"Device {report['device']}, computed in {report['compute_dtype']}.",
+        ),
         f"Perplexity of {report['num_answers']} answers of the validation split, backbone alone. Times are medians, in "
         "turns with the uncompressed backbone; a local step is one of the default mixture. Weights are quantized as "
         "they are loaded, from the files whose size is given; memory is that of weights and buffers.",

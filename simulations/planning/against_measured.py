@@ -32,7 +32,7 @@ from simulations.plan import read_lengths
 from simulations.plan_table import size
 from simulations.planning.client_data import Texts
 from simulations.planning.memory import evaluation_pass, plan_memory, training_steps
-from simulations.provenance import described, place
+from simulations.provenance import described, head
 from simulations.settings import resolve
 
 TASKS = ("a", "b")
@@ -99,9 +99,7 @@ def document(report: dict[str, Any]) -> str:
     texts = f"A step and a pass of {report['batch_size']} texts of {report['lengths']} tokens (text+answer), a mixture."
     return "\n\n".join(
         [
-            "# Planned memory against measured memory",
-            f"```\n{report['command']}\n```",
-            f"{place(report)} Device {report['device']}. {texts}",
+            *head("Planned memory against measured memory", report, f"Device {report['device']}. {texts}"),
             table(["backbone", "quantization", *parts], rows),
         ]
     )
