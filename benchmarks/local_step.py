@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pass-tokens", type=int, default=4096)
+    parser.add_argument("--pass-tokens", type=int, default=TrainSettings.pass_tokens)
     parser.add_argument("--methods", default=PEFT)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--output", type=Path)

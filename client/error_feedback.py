@@ -4,7 +4,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from common.mixture_arrays import Arrays
-from common.wire.compressed import compress, restore
+from common.wire.compressed import as_received
 from common.wire.records import pack_arrays, unpack_arrays
 
 LEFT = "left-by-rounding"
@@ -18,6 +18,6 @@ def change_to_send(trained: Arrays, received: Arrays, state: RecordDict) -> Arra
     """
     left = unpack_arrays(state.array_records[LEFT]) if LEFT in state.array_records else {}
     change = {name: array - received[name] + left.get(name, np.float32(0)) for name, array in trained.items()}
-    sent = restore(compress(change, "int8"))
+    sent = as_received(change)
     state[LEFT] = pack_arrays({name: array - sent[name] for name, array in change.items()})
     return change

@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 
 from common.config import Aggregation, WireFormat
 from common.mixture_arrays import Arrays
-from common.wire.compressed import compress, restore
+from common.wire.compressed import as_received
 from common.wire.rounds import TrainReply, instruction
 from server.aggregation import WeightedMean
 
@@ -28,7 +28,7 @@ class ClientMixtures:
     def merge(self, updates: Mapping[int, TrainReply]) -> None:
         """Take in a round's checked updates, in the order of the clients."""
         if self._wire_format == "int8":
-            shared = restore(compress(self.shared, "int8"))
+            shared = as_received(self.shared)
             updates = {client: self._changed(client, update, shared) for client, update in updates.items()}
         if self._aggregation == "none":
             self.own |= {client: self.of(client) | update.arrays for client, update in updates.items()}
@@ -40,7 +40,7 @@ class ClientMixtures:
 
     def _changed(self, client: int, update: TrainReply, shared: Arrays) -> TrainReply:
         """Return an update with the values that its change gives; `shared` is as those without their own got it."""
-        sent = restore(compress(self.own[client], "int8")) if client in self.own else shared
+        sent = as_received(self.own[client]) if client in self.own else shared
         return replace(update, arrays={name: sent[name] + change for name, change in update.arrays.items()})
 
     def of(self, client: int) -> Arrays:

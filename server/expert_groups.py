@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from server.gate_statistics import Float
 
 
 def dealt(labels: Sequence[str], num_experts: int) -> NDArray[np.int64]:
