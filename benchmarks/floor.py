@@ -15,13 +15,14 @@ from common.quantization import quantized_layers
 NUM_PRODUCTS = 10
 
 
-def step_flops(backbone: Backbone, layer: int, texts: Sequence[TokenizedExample]) -> float:
+def step_flops(backbone: Backbone, layer: int, texts: Sequence[TokenizedExample], answers_alone: bool = False) -> float:
     """Count a step's operations that cannot be left out: linear layers and the head, forth and back to activations.
 
-    Linear layers from the injection layer on, of all real tokens; the head, of the positions whose logits the answers
-    need. Two operations a weight forth, two back; attention itself, norms and padding are not counted.
+    Linear layers from the injection layer on, of all real tokens, or of the answers' and the one before each, where no
+    others see prompts; the head, of the positions whose logits the answers need. Two operations a weight forth, two
+    back; attention itself, norms and padding are not counted.
     """
-    num_tokens = sum(text.num_tokens for text in texts)
+    num_tokens = sum(len(text.answer_ids) + 1 if answers_alone else text.num_tokens for text in texts)
     num_answers = sum(len(text.answer_ids) for text in texts)
     in_layers = sum(
         linear.in_features * linear.out_features

@@ -33,11 +33,11 @@ from common.decoder import injection_layer, probe_kv_shapes
 from common.injection import PromptedBackbone
 from common.mixture import Mixture
 from common.mixture_arrays import initial_arrays
-from common.mixture_spec import MixtureSpec, num_parameters
+from common.mixture_spec import MixtureSpec, Positions, num_parameters
 from common.model_shapes import SHAPES, write_shape
 from common.passes import batches_of_passes
 from simulations.benchmark_pages import local_step as pages
-from simulations.benchmark_pages.local_step import CACHED, OURS
+from simulations.benchmark_pages.local_step import ANSWERS, ANSWERS_CACHED, CACHED, MIXTURES, OURS
 from simulations.planning.against_measured import peak_bytes
 
 NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE = 16, 2, 64
@@ -45,29 +45,31 @@ PEFT = "PromptTuning,PrefixTuning,MultitaskPromptTuning,LoRA,AdaptionPrompt,X-Lo
 WARM_UP = 1  # turns that do not count
 
 
-def mixture_step(backbone: Backbone, pass_tokens: int) -> tuple[Step, int]:
-    """Return the trainer's step of a mixture, and the number of trained parameters."""
+def mixture_step(backbone: Backbone, pass_tokens: int, positions: Positions) -> tuple[Step, int]:
+    """Return the trainer's step of a mixture whose prompts these positions see; and the number of trained parameters.
+
+    The backbone is plain again after each step, for the other methods.
+    """
     layer = injection_layer(backbone, -1)
     kv_shapes = probe_kv_shapes(backbone, layer)
-    spec = MixtureSpec(NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE, backbone.hidden_size, kv_shapes)
+    sizes = (NUM_EXPERTS, TOKENS_PER_EXPERT, GATE_HIDDEN_SIZE, backbone.hidden_size)
+    spec = MixtureSpec(*sizes, kv_shapes, positions=positions)
     mixture = Mixture(spec).to(backbone.device)
     mixture.load_arrays(initial_arrays(spec, np.random.default_rng(0)))
-    prompted = PromptedBackbone(backbone, mixture)
     settings = TrainSettings(1, 1, learning_rate=0.01, gate_learning_rate=0.001, balance_weight=0.02)
     optimizer = new_optimizer(mixture, settings)
     joint_loss = JointLoss(settings.task_weights, mixture, [""])
 
     def step(examples: Sequence[TokenizedExample]) -> None:
         batches = batches_of_passes(backbone, examples, pass_tokens)
-        train_step(prompted, batches, joint_loss, settings.balance_weight, optimizer)
+        with PromptedBackbone(backbone, mixture) as prompted:
+            train_step(prompted, batches, joint_loss, settings.balance_weight, optimizer)
 
     return step, num_parameters(spec)
 
 
-def from_states(step: Step, backbone: Backbone, texts: Sequence[TokenizedExample], directory: Path) -> Step:
-    """Return a step that begins with the states at the injection layer, as a run's steps do."""
-    cache = PrefixCache(directory, budget_bytes=2**34)
-    kept = cache.with_states(backbone, injection_layer(backbone, -1), texts)
+def on_kept(step: Step, texts: Sequence[TokenizedExample], kept: Sequence[TokenizedExample]) -> Step:
+    """Return a step that is given, for the texts of a batch, those with what is kept of them, as a run's steps are."""
     of = {id(plain): with_states for plain, with_states in zip(texts, kept, strict=True)}
     return lambda batch: step([of[id(plain)] for plain in batch])
 
@@ -100,10 +102,20 @@ def measure(source: str, arguments: argparse.Namespace, directory: Path) -> dict
     backbone = new_backbone()
     texts = random_texts(backbone, MIXED_LENGTHS)
     batches = batches_of(texts, arguments.batch_size)
-    ours, num_trained = mixture_step(backbone, arguments.pass_tokens)
+    ours, num_trained = mixture_step(backbone, arguments.pass_tokens, "all")
+    answers, _ = mixture_step(backbone, arguments.pass_tokens, "answer")
+    layer, cache = injection_layer(backbone, -1), PrefixCache(directory / "kept", budget_bytes=2**34)
     started = time.monotonic()
-    steps = {OURS: ours, CACHED: from_states(ours, backbone, texts, directory / "states")}
+    with_states = cache.with_states(backbone, layer, texts)
     seconds_to_fill = time.monotonic() - started
+    with_past = cache.with_past(backbone, probe_kv_shapes(backbone, layer), with_states)
+    seconds_to_fill_past = time.monotonic() - started - seconds_to_fill
+    steps = {
+        OURS: ours,
+        CACHED: on_kept(ours, texts, with_states),
+        ANSWERS: answers,
+        ANSWERS_CACHED: on_kept(answers, texts, with_past),
+    }
     trained = dict.fromkeys(steps, num_trained)
     for method in filter(None, arguments.methods.split(",")):
         of_its_own = new_backbone() if method in CHANGE_THE_MODEL else backbone
@@ -113,22 +125,26 @@ def measure(source: str, arguments: argparse.Namespace, directory: Path) -> dict
     peaks = {name: peak_bytes(lambda step=step: step(longest), backbone.device) for name, step in steps.items()}  # type: ignore[misc]
     tokens = [sum(text.num_tokens for text in batch) for batch in batches]
     rate = matrix_rate(backbone, int(median(tokens)))
-    floors = [step_flops(backbone, injection_layer(backbone, -1), batch) / rate for batch in batches]
+    floors = {
+        answers_alone: [step_flops(backbone, layer, batch, answers_alone) / rate for batch in batches]
+        for answers_alone in (False, True)
+    }
     turns = range(WARM_UP, WARM_UP + len(times[OURS]))
     return {
         "dtype": str(backbone.model.dtype).removeprefix("torch."),
         "tokens_per_step": float(np.mean(tokens)),
         "matrix_flops_per_second": rate,
         "seconds_to_fill_the_cache": seconds_to_fill,
+        "seconds_to_fill_the_past": seconds_to_fill_past,
         "methods": {
             name: {
                 "parameters": trained[name],
                 "steps": len(times[name]),
                 "tokens_per_second": sum(tokens[turn % len(batches)] for turn in turns) / sum(times[name]),
                 "median_seconds": median(times[name]),
-                "time_against_ours": _ratios(times[name], times[OURS]),
-                "time_against_cached": _ratios(times[name], times[CACHED]),
-                "part_of_floor": sum(floors[turn % len(batches)] for turn in turns) / sum(times[name]),
+                "time_against": {ours: _ratios(times[name], times[ours]) for ours in MIXTURES},
+                "part_of_floor": sum(floors[name in (ANSWERS, ANSWERS_CACHED)][turn % len(batches)] for turn in turns)
+                / sum(times[name]),
                 "peak_bytes": peaks[name],
             }
             for name in steps

@@ -144,7 +144,7 @@ def _answered_by_each_choice(
             num_too_long += 1
         elif answers:
             prompt_ids, special = tokens.prompt_ids[-room:], tokens.special[-room:]
-            shortened = replace(tokens, prompt_ids=prompt_ids, special=special, states=None)
+            shortened = replace(tokens, prompt_ids=prompt_ids, special=special, states=None, past=None)
             answered.append((example, [replace(shortened, answer_ids=answer) for answer in answers]))
     if num_too_long:
         log.warning(

@@ -13,7 +13,7 @@ from common.backbone import Backbone
 from common.batches import AnswerTooLongError, TokenizedExample, tokenize
 from common.config import OWN_PARTITION, Config
 from common.data_counts import CutCounts, DataCounts
-from common.decoder import injection_layer
+from common.decoder import injection_layer, probe_kv_shapes
 from common.example import Example
 from common.partition import partitions_of, reading_of
 from common.prompt_tokens import PromptTooLongError, PromptWay
@@ -75,12 +75,17 @@ def load_partition_data(config: Config, partition: int, backbone: Backbone) -> P
 
 
 def _with_states(config: Config, backbone: Backbone, split: TokenizedSplit) -> TokenizedSplit:
-    """Keep the states that a mixture's steps begin with."""
+    """Keep what a mixture's steps begin with: states, and where answers alone see prompts, what comes before them."""
     layer = injection_layer(backbone, config.injection_layer)
-    if config.method != "mixture" or not layer or not config.prefix_cache_gib:
+    if config.method != "mixture" or not config.prefix_cache_gib:
         return split
     cache = PrefixCache(cache_directory(), int(config.prefix_cache_gib * 2**30))
-    return replace(split, tokenized=cache.with_states(backbone, layer, split.tokenized))
+    tokenized = split.tokenized
+    if layer:
+        tokenized = cache.with_states(backbone, layer, tokenized)
+    if config.prompt_positions == "answer":
+        tokenized = cache.with_past(backbone, probe_kv_shapes(backbone, layer), tokenized)
+    return replace(split, tokenized=tokenized)
 
 
 def _split(config: Config, partition: int, backbone: Backbone, owned: Sequence[Example], name: str) -> TokenizedSplit:

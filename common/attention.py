@@ -154,7 +154,7 @@ def backbone_attention(
 
 
 def _fused_is_slower(query: Tensor, key: Tensor) -> bool:
-    return query.device.type == "cpu" and key.shape[2] <= LONGEST_UNFUSED_TOKENS
+    return query.device.type == "cpu" and query.shape[2] <= LONGEST_UNFUSED_TOKENS
 
 
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:

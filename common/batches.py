@@ -26,15 +26,24 @@ class TokenizedExample:
     gate_input: NDArray[np.float32] | None = field(default=None, compare=False)  # `[hidden]` of another model, if one
     prompt_cut: bool = False  # the prompt was too long
     states: Tensor | None = field(default=None, compare=False)  # `[tokens, hidden]` where the injection layer begins
+    # `[tokens, pairs]` of the prompt but for its last token: see common.past
+    past: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.states is not None and len(self.states) != self.num_tokens:
             raise ValueError(f"{len(self.states)} states are not those of {self.num_tokens} tokens: drop them")
+        if self.past is not None and len(self.past) != len(self.prompt_ids) - 1:
+            raise ValueError(f"a past of {len(self.past)} is not that of {len(self.prompt_ids)} prompt tokens: drop it")
 
     @property
     def num_tokens(self) -> int:
         """Length of prompt and answer together."""
         return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def num_computed(self) -> int:
+        """Length of what a pass has to run: the answer and the token before it, if the past is known."""
+        return self.num_tokens if self.past is None else len(self.answer_ids) + 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Batch:
     tasks: tuple[str, ...]
     gate_input: Float[Tensor, "batch hidden"] | None = None  # what the gate reads, where that is another model's
     hidden: Float[Tensor, "batch seq width"] | None = None  # states at the injection layer, which spare those below
+    past: Float[Tensor, "batch past pairs"] | None = None  # of the positions before the logits: see common.past
 
     @property
     def num_logits(self) -> int:
@@ -110,18 +120,27 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int, device: torch.dev
     read = [example.gate_input for example in examples if example.gate_input is not None]
     gate_input = send(torch.from_numpy(np.stack(read)), device) if read else None
     tasks = tuple(example.task for example in examples)
-    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input, _hidden(examples, length, device))
+    hidden = _padded([example.states for example in examples], length, device)
+    # A window of the longest answer and the token before it is run; of a shorter one's prompt it holds some more.
+    num_past = length - answer_length - 1
+    pasts = [
+        None if example.past is None else example.past[: max(0, num_past - length + example.num_tokens)]
+        for example in examples
+    ]
+    past = _padded(pasts, num_past, device)
+    return Batch(tensors[0], tensors[1], tensors[2], tensors[3], tasks, gate_input, hidden, past)
 
 
-def _hidden(
-    examples: Sequence[TokenizedExample], length: int, device: torch.device
-) -> Float[Tensor, "batch seq width"] | None:
-    states = [example.states for example in examples if example.states is not None]
-    if len(states) < len(examples):
+def _padded(
+    rows: Sequence[Tensor | None], length: int, device: torch.device
+) -> Float[Tensor, "batch length width"] | None:
+    """Left-pad what all texts have; None where one has nothing."""
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
         return None
-    padded = states[0].new_zeros(len(examples), length, states[0].shape[1])
-    for row, text in zip(padded, states, strict=True):
-        row[length - len(text) :] = text
+    padded = found[0].new_zeros(len(rows), length, found[0].shape[1])
+    for target, row in zip(padded, found, strict=True):
+        target[length - len(row) :] = row
     return send(padded, device)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Cache
 from transformers.pytorch_utils import Conv1D
 
 from common.attention import ATTENTION, Pairs, prompted_attention
@@ -113,13 +113,19 @@ def forward(
     input_ids: Int[Tensor, "batch seq"],
     attention_mask: Int[Tensor, "batch seq"],
     num_logits: int,
+    past: Cache | None = None,
 ) -> Float[Tensor, "batch num_logits vocab"]:
-    """Run a backbone on left-padded texts; return float32 logits of the last `num_logits` positions."""
+    """Run a backbone on left-padded texts; return float32 logits of the last `num_logits` positions.
+
+    With a `past` the texts' first positions, which it holds, are not run again.
+    """
     position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+    begin = 0 if past is None else past.get_seq_length()
     output = backbone.model(
-        input_ids=input_ids,
+        input_ids=input_ids[:, begin:],
         attention_mask=attention_mask,
-        position_ids=position_ids,
+        position_ids=position_ids[:, begin:],
+        past_key_values=past,
         use_cache=False,
         logits_to_keep=num_logits,
     )

@@ -24,6 +24,7 @@ from common.decoder import (
     take_over_attention,
 )
 from common.mixture import Mixture, mean_over_input
+from common.past import as_cache, compute_past
 
 
 class Injection:
@@ -57,7 +58,7 @@ class Injection:
         self,
         input_mask: Int[Tensor, "batch seq"],
         tasks: Sequence[str],
-        sees_prompts: Bool[Tensor, "batch seq"] | None,
+        sees_prompts: Bool[Tensor, "batch run"] | None,
         gate_input: Float[Tensor, "batch hidden"] | None = None,
         log_weights: Float[Tensor, "batch experts"] | None = None,
     ) -> Iterator[Pass]:
@@ -125,11 +126,17 @@ class PromptedBackbone:
 
     @torch.no_grad()
     def with_states(self, batch: Batch) -> Batch:
-        """Return a batch with states at the injection layer; the layers below run, without gradients, if they must."""
-        if batch.hidden is not None:
-            return batch
-        layer = self.mixture.spec.injection_layer
-        return replace(batch, hidden=hidden_at(self.backbone, layer, batch.input_ids, batch.attention_mask))
+        """Return a batch with all that its training does not change; what it lacks is computed, without gradients.
+
+        These are the states at the injection layer and, where answers alone see prompts, the past.
+        """
+        spec = self.mixture.spec
+        if batch.hidden is None:
+            hidden = hidden_at(self.backbone, spec.injection_layer, batch.input_ids, batch.attention_mask)
+            batch = replace(batch, hidden=hidden)
+        if spec.positions == "answer" and batch.past is None:
+            batch = replace(batch, past=compute_past(self.backbone, spec.kv_shapes, batch))
+        return batch
 
     def log_weights(self, batches: Sequence[Batch]) -> Float[Tensor, "texts experts"]:
         """Weigh the experts for all texts of batches that have states. The gate reads instruction and input only."""
@@ -147,18 +154,23 @@ class PromptedBackbone:
         """Run the backbone with the mixture on a batch.
 
         Returns the logits of the last positions, in float32, and the experts' log weights, by the gate if none are
-        given. A batch's hidden states at the injection layer spare the layers below.
+        given. A batch's hidden states at the injection layer spare the layers below, its past the positions before.
         """
+        spec, known, past, begin = self.mixture.spec, batch.past, None, 0
+        if known is not None:
+            batch = self.with_states(batch)
+            log_weights = self.log_weights([batch]) if log_weights is None else log_weights
+            past, begin = as_cache(self.backbone, spec.kv_shapes, known), known.shape[1]
         start = (
             nullcontext()
             if batch.hidden is None
-            else entering(self.backbone.model, self.mixture.spec.injection_layer, batch.hidden)
+            else entering(self.backbone.model, spec.injection_layer, batch.hidden[:, begin:])
         )
         # Reading first: prompts of the form hidden go through the layers on their own.
         reading = self._injection.reading(
-            batch.input_mask, batch.tasks, batch.from_last_input_on, batch.gate_input, log_weights
+            batch.input_mask, batch.tasks, batch.from_last_input_on[:, begin:], batch.gate_input, log_weights
         )
         with reading as passed, start:
-            logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits)
+            logits = forward(self.backbone, batch.input_ids, batch.attention_mask, batch.num_logits, past)
             assert passed.log_weights is not None
             return logits, passed.log_weights

@@ -7,7 +7,7 @@ from common.batches import Batch, TokenizedExample, collate, pad_id
 
 # A pass costs time whatever its tokens, for its kernels' launches: in each layer about as much as this many
 # multiplications of weights by tokens (docs/log.md), on a GPU some hundred tokens of an 8 B model.
-MULTIPLICATIONS_OF_A_LAUNCH = {"cpu": 1e8, "cuda": 1e11}
+MULTIPLICATIONS_OF_A_LAUNCH = {"cpu": 2e8, "cuda": 1e11}
 
 
 def passes(lengths: Sequence[int], most_tokens: int, overhead_tokens: float) -> list[list[int]]:
@@ -37,7 +37,7 @@ def passes(lengths: Sequence[int], most_tokens: int, overhead_tokens: float) -> 
 
 def batches_of_passes(backbone: Backbone, texts: Sequence[TokenizedExample], most_tokens: int) -> list[Batch]:
     """Split texts into passes and collate each."""
-    lengths = [text.num_tokens for text in texts]
+    lengths = [text.num_computed for text in texts]
     padding = pad_id(backbone.tokenizer)
     return [
         collate([texts[index] for index in indices], padding, backbone.device)

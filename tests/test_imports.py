@@ -29,6 +29,7 @@ PLACES = {
         "common/decoder.py",
         "common/fingerprint.py",
         "common/generation.py",
+        "common/past.py",
         "common/quantization.py",
         "common/tokenizer.py",
     ],

@@ -7,20 +7,26 @@ from simulations.provenance import head
 
 JSON, DOCUMENT = "local_step.json", "local_step.md"
 OURS, CACHED = "mixture", "mixture, lower layers kept"
+ANSWERS, ANSWERS_CACHED = "prompts seen by answers", "prompts seen by answers, inputs kept"
+MIXTURES = (OURS, CACHED, ANSWERS, ANSWERS_CACHED)
 SHOWN = ("torch", "transformers", "peft", "bitsandbytes")
-COLUMNS = ("method", "time / ours kept", "time / ours", "tokens/s", "ms", "of the floor", "peak MiB", "parameters")
+# Ratios first: machines are noisy.
+COLUMNS = (
+    "method",
+    *("time / mixture", "time / kept", "time / answers, kept"),
+    *("tokens/s", "ms", "of the floor", "peak MiB", "parameters"),
+)
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
-    """Return a row for each method, ratios first: medians, with quartiles."""
+    """Return a row for each method; ratios are medians, with quartiles."""
     return [
         [
             name,
-            _spread(found["time_against_cached"]),
-            _spread(found["time_against_ours"]),
+            *(_spread(found["time_against"].get(ours)) for ours in (OURS, CACHED, ANSWERS_CACHED)),
             f"{found['tokens_per_second']:,.0f}",
             f"{found['median_seconds'] * 1000:.1f}",
-            f"{found['part_of_floor']:.0%}" if name in (OURS, CACHED) else "",
+            f"{found['part_of_floor']:.0%}" if name in MIXTURES else "",
             f"{found['peak_bytes'] / 2**20:,.0f}",
             f"{found['parameters']:,}",
         ]
@@ -47,6 +53,8 @@ def sections(report: dict[str, Any]) -> dict[str, str]:
     return {"table": f"{title(report)}.\n\n{table(list(COLUMNS), rows(report))}"}
 
 
-def _spread(ratios: list[float]) -> str:
+def _spread(ratios: list[float] | None) -> str:
+    if ratios is None:
+        return ""
     low, middle, high = ratios
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"

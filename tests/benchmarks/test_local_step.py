@@ -11,7 +11,7 @@ from benchmarks import local_step
 from benchmarks.floor import step_flops
 from benchmarks.peft_methods import CHANGE_THE_MODEL, peft_step
 from benchmarks.texts import MIXED_LENGTHS, batches_of, random_texts
-from simulations.benchmark_pages.local_step import CACHED, DOCUMENT, JSON, OURS, document, rows
+from simulations.benchmark_pages.local_step import DOCUMENT, JSON, MIXTURES, OURS, document, rows
 
 SHORT = [(5, 2), (40, 3), (9, 1), (12, 6), (3, 3), (30, 2)]
 METHODS = ("PromptTuning", "PrefixTuning", "MultitaskPromptTuning", "LoRA", "AdaptionPrompt", "X-LoRA")
@@ -37,6 +37,9 @@ def test_the_floor_counts_the_layers_that_train_and_the_answers_logits():
     a_layer = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * (HIDDEN // 2) + 3 * HIDDEN * 128  # q, o; k, v; the MLP
     expected = 4 * (num_tokens * (LAYERS - layer) * a_layer + num_answers * HIDDEN * VOCAB)
     assert step_flops(backbone, layer, texts) == expected
+    num_run = sum(answer + 1 for _, answer in SHORT)
+    expected = 4 * (num_run * (LAYERS - layer) * a_layer + num_answers * HIDDEN * VOCAB)
+    assert step_flops(backbone, layer, texts, answers_alone=True) == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,11 +67,11 @@ def test_figures_for_every_method_are_written(tmp_path, monkeypatch, capsys):
     local_step.main()
     assert "LoRA" in capsys.readouterr().out
     report = json.loads((output / JSON).read_text())
-    assert list(report["methods"]) == [OURS, CACHED, "PromptTuning", "LoRA"]
+    assert list(report["methods"]) == [*MIXTURES, "PromptTuning", "LoRA"]
     for found in report["methods"].values():
         assert found["steps"] == 2 and found["tokens_per_second"] > 0 and found["peak_bytes"] > 0
-        assert found["time_against_ours"] == sorted(found["time_against_ours"])
-    assert report["methods"][OURS]["time_against_ours"] == [1.0, 1.0, 1.0]
+        assert all(ratios == sorted(ratios) for ratios in found["time_against"].values())
+    assert report["methods"][OURS]["time_against"][OURS] == [1.0, 1.0, 1.0]
     assert report["tokens_per_step"] == sum(map(sum, SHORT)) / 2
     assert (output / DOCUMENT).read_text() == document(report)
-    assert len(rows(report)) == 4
+    assert len(rows(report)) == 6

@@ -16,7 +16,7 @@ from client.gate_statistics import gate_inputs
 from client.prefix_cache import ABANDONED_SECONDS, PrefixCache
 from client.trainer import TrainSettings, train
 from common.batches import collate, pad_id
-from common.decoder import decoder_layers, hidden_at
+from common.decoder import decoder_layers, hidden_at, probe_kv_shapes
 
 LAYER = 2
 SETTINGS = TrainSettings(num_steps=3, batch_size=4, learning_rate=0.04, gate_learning_rate=0.002, balance_weight=0.02)
@@ -187,3 +187,27 @@ def test_states_of_another_text_are_refused(tmp_path, backbone):
     with pytest.raises(ValueError, match="are not those of"):
         replace(kept, answer_ids=[])
     assert replace(kept, answer_ids=[], states=None).states is None
+
+
+def test_past_is_kept_for_prompts_and_trains_alike(tmp_path, backbone):
+    texts = tokenized(examples(12))
+    cache, kv_shapes = PrefixCache(tmp_path, ROOMY), probe_kv_shapes(backbone, LAYER)
+    kept = cache.with_past(backbone, kv_shapes, cache.with_states(backbone, LAYER, texts))
+    other_answers = [replace(text, answer_ids=[9, 1]) for text in texts]
+    again = cache.with_past(backbone, kv_shapes, other_answers)
+    assert len(files(tmp_path)) == 2
+    results = []
+    for given in (texts, kept):
+        prompted = tiny_prompted(layer=LAYER, positions="answer")
+        trained = train(prompted, given, SETTINGS, np.random.default_rng(1))
+        results.append((trained.loss, trained.gate_entropy))
+    assert results[1] == pytest.approx(results[0], rel=5e-3) and results[1] != results[0]
+    for one, other in zip(kept, again, strict=True):
+        assert len(one.past) == len(one.prompt_ids) - 1 and torch.equal(one.past, other.past)
+
+
+def test_past_is_left_out_where_the_budget_ends(tmp_path, backbone, caplog):
+    texts = tokenized(examples(6))
+    cache = PrefixCache(tmp_path, 1000)
+    assert cache.with_past(backbone, probe_kv_shapes(backbone, LAYER), texts) == tuple(texts)
+    assert "0 of 6" in caplog.text
