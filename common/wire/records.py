@@ -12,6 +12,9 @@ from common.measures import Measured, MeasureSum
 from common.mixture_arrays import Arrays
 from common.perplexity import AnswerScore
 from common.wire.compressed import compress, restore
+from common.wire.npy import array_of
+
+NUMPY = "numpy.ndarray"  # Flower's word for an array in NumPy's format
 
 
 def pack_arrays(arrays: Arrays, wire_format: WireFormat = "float32") -> ArrayRecord:
@@ -90,7 +93,7 @@ def unpack_measured(content: RecordDict) -> dict[str, dict[str, MeasureSum]]:
 def read_array(name: str, array: Array) -> NDArray[Any]:
     """Read an array. Raises ValueError, naming it, for bytes that are none."""
     try:
-        return array.numpy()
+        return array_of(array.data) if array.stype == NUMPY else array.numpy()
     except Exception as error:  # bytes that are no array make numpy raise EOFError, MemoryError, OverflowError and more
         raise ValueError(f"array {name} cannot be read: {error}") from error
 
