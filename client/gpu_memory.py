@@ -3,11 +3,8 @@
 import re
 
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
 from common.config import Config
-from common.own_settings import own_config
 
 
 def limit_gpu_memory(device: torch.device, fraction: float, all_devices: bool = False) -> None:
@@ -18,16 +15,6 @@ def limit_gpu_memory(device: torch.device, fraction: float, all_devices: bool = 
     if device.type == "cuda":
         for index in range(torch.cuda.device_count()) if all_devices else [device.index]:
             torch.cuda.set_per_process_memory_fraction(fraction, index)
-
-
-def tell_out_of_memory(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answer a message; a GPU whose memory is used up becomes one line with what to do, in place of torch's ten."""
-    try:
-        return call_next(message, context)
-    except torch.cuda.OutOfMemoryError as error:
-        raise RuntimeError(
-            out_of_memory_message(str(error), own_config(context.run_config, context.node_config))
-        ) from None
 
 
 def out_of_memory_message(said: str, config: Config) -> str:

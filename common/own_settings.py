@@ -25,6 +25,7 @@ OWN_KEYS = (
     "max-sequence-tokens",
 )
 NUMBER_KEYS = ("partition-id", "num-partitions")  # who a node is; Flower's simulation sets them itself
+HOST_KEY = "host-socket"  # where the process listens that keeps a node's backbone: see client/host.py
 
 
 def own_config(run_config: Mapping[str, Value], node_config: Mapping[str, Value]) -> Config:
@@ -33,7 +34,7 @@ def own_config(run_config: Mapping[str, Value], node_config: Mapping[str, Value]
     A client with data of its own owns all of it. Raises ValueError for a key that clients may not differ in.
     """
     number = int(node_config["partition-id"])
-    of_node = {key: value for key, value in node_config.items() if key not in NUMBER_KEYS}
+    of_node = {key: value for key, value in node_config.items() if key not in (*NUMBER_KEYS, HOST_KEY)}
     _check_keys(of_node, run_config, "the node's configuration")
     own = {**read_clients(run_config).get(number, {}), **of_node}
     if "data" in own:

@@ -18,6 +18,8 @@ from common.saved_run import CONFIG
 from server.run_directory import RESULT
 from simulations.settings import resolve
 
+# Memory and disk that a run may take.
+CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib")
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 10.0
 LOCK = ".lock"
@@ -51,7 +53,8 @@ class Run:
         found = resolve([]) | json.loads((self.directory / CONFIG).read_text())
         expected = resolve(self.all_words())
         # Results may have been moved: where they lie, and with them a source, is no difference.
-        found["run-directory"] = expected["run-directory"]
+        for key in ("run-directory", *CHANGE_NO_RESULT):
+            found[key] = expected[key]
         if self.source and Path(found["prompt-init"]).name == self.source.name:
             found["prompt-init"] = expected["prompt-init"]
         if found != expected:

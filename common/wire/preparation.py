@@ -31,6 +31,7 @@ from common.wire.records import (
 # The exchanges before round 1; Flower names the others "train" and "evaluate".
 PREPARE, MOMENTS, CLUSTERS = "prepare", "moments", "clusters"
 VOCABULARY, ADAPTER = "vocabulary", "adapter"
+QUERIES = (PREPARE, MOMENTS, CLUSTERS, VOCABULARY, ADAPTER)
 MAX_CARD_CHARACTERS = 100_000  # most have about a thousand; some name every layer
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from flwr.app import Message
 
+import client.answers
 import client.app
 from client.gpu_memory import limit_gpu_memory, out_of_memory_message
 from common.config import default_run_config, read_config
@@ -29,7 +30,7 @@ def calls(monkeypatch):
         raise torch.cuda.OutOfMemoryError(TORCH_SAYS)
 
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *asked: calls.append(asked))
-    monkeypatch.setattr(client.app, "load_backbone", load)
+    monkeypatch.setattr(client.answers, "load_backbone", load)
     return calls
 
 

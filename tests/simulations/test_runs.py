@@ -92,6 +92,11 @@ def test_a_key_that_came_later_stands_for_its_default(fake_runs: FakeRuns, tmp_p
         run_in(tmp_path / "a", "seed=3", "temperature=2.0").is_done()
 
 
+def test_what_changes_no_result_may_differ(fake_runs: FakeRuns, tmp_path: Path) -> None:
+    run_all([run_in(tmp_path / "a", "seed=3")], 1, Ended())
+    assert run_in(tmp_path / "a", "seed=3", "pass-tokens=77", "prefix-cache-gib=0").is_done()
+
+
 def test_a_run_that_comes_twice_runs_once(fake_runs: FakeRuns, tmp_path: Path) -> None:
     run_all([run_in(tmp_path / "a"), run_in(tmp_path / "a")], 2, Ended())
     assert fake_runs.started == ["a"]

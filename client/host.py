@@ -1,0 +1,177 @@
+"""The host of a node: a process that keeps backbone, data and states, and answers the messages of one run after another.
+
+    python -m client.host DIRECTORY
+
+In a deployment Flower starts a process for each message; it hands the message over by the socket in DIRECTORY, which
+its owner alone may open. Messages are answered one at a time, in the order in which they came. What a client has to
+keep over a whole run, such as int8's rounding errors, lies in DIRECTORY/state and survives the host. At SIGTERM the
+host ends when the message that it works on is answered.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+
+from client.host_socket import pack_records, receive_frame, send_frame, unpack_records
+from common.atomic_file import replace_file
+
+log = logging.getLogger("flwr.fedmops.host")
+
+SOCKET, STATES = "host.sock", "state"
+LOOK_SECONDS = 1.0  # between looks at whether who asked still waits
+KEPT_STATES = 4  # of the latest runs
+
+
+class Host:
+    """Answers messages, one at a time, for one run at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.health: dict[str, Any] = {"pid": os.getpid(), "run_id": None, "answered": 0, "failed": 0, "deserted": 0}
+        self._states = directory / STATES
+        self._states.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._worker = ThreadPoolExecutor(max_workers=1)  # torch's threads belong to the one that calls it
+        self._lock = threading.Lock()
+        self._num_waiting = 0
+        self._state = RecordDict()
+
+    def submit(self, about: Mapping[str, Any], body: bytes) -> "Future[RecordDict]":
+        """Queue a message. Raises RuntimeError while messages of another run wait or are answered."""
+        with self._lock:
+            run_id = about["run_id"]
+            if self._num_waiting and run_id != self.health["run_id"]:
+                raise RuntimeError(
+                    f"this node works for run {self.health['run_id']}: wait for its end, or stop it, and start again"
+                )
+            if run_id != self.health["run_id"]:
+                self.health["run_id"] = run_id
+                self._worker.submit(self._begin, run_id)
+            self._num_waiting += 1
+            self.health["waiting"] = self._num_waiting
+        return self._worker.submit(self._answer, about, body)
+
+    def stop(self) -> None:
+        """End when the message that is being answered is."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, run_id: int) -> None:
+        """Forget the data of the run before; find the state that this one left here, if it did."""
+        import_module("client.answers").forget()
+        path = self._state_of(run_id)
+        self._state = unpack_records(path.read_bytes()) if path.is_file() else RecordDict()
+        newest_first = sorted(self._states.glob("*.state"), key=lambda state: -state.stat().st_mtime)
+        for old in newest_first[KEPT_STATES:]:
+            old.unlink(missing_ok=True)
+        log.info("run %d begins", run_id)
+
+    def _answer(self, about: Mapping[str, Any], body: bytes) -> RecordDict:
+        started = time.monotonic()
+        answers = import_module("client.answers")
+        context = Context(about["run_id"], 0, dict(about["node_config"]), self._state, dict(about["run_config"]))
+        try:
+            content: RecordDict = answers.answer(about["message_type"], unpack_records(body), context)
+            self._keep_state()
+            self.health["answered"] += 1
+            return content
+        except BaseException as error:
+            self.health["failed"] += 1
+            log.warning("%s failed: %s", about["message_type"], error)
+            raise
+        finally:
+            self.health["backbone_loads"] = answers.load_backbone.cache_info().misses
+            log.info("%s took %.1f s", about["message_type"], time.monotonic() - started)
+            with self._lock:
+                self._num_waiting -= 1
+                self.health["waiting"] = self._num_waiting
+
+    def _keep_state(self) -> None:
+        if not self._state:
+            return
+        try:
+            replace_file(self._state_of(self.health["run_id"]), pack_records(self._state))
+        except OSError as error:
+            log.warning("what this client keeps for the run is not on disk (%s): a restart would lose it", error)
+
+    def _state_of(self, run_id: int) -> Path:
+        return self._states / f"{run_id}.state"
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    host: Host
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: _Server
+    request: socket.socket
+
+    def handle(self) -> None:
+        """Read a message, wait for its answer, send it; take notice when who asked is gone."""
+        try:
+            about, body = receive_frame(self.request)
+            if about["message_type"] == "health":
+                send_frame(self.request, self.server.host.health)
+                return
+            try:
+                content = self._awaited(self.server.host.submit(about, body))
+            except Exception as error:
+                send_frame(self.request, {"error": str(error) or type(error).__name__})
+            else:
+                send_frame(self.request, {}, pack_records(content))
+        except OSError:
+            self._desert()
+
+    def _awaited(self, answer: "Future[RecordDict]") -> RecordDict:
+        while True:
+            try:
+                return answer.result(timeout=LOOK_SECONDS)
+            except NotYet:
+                if answer.done():  # a time limit within the answer
+                    raise
+            readable, _, _ = select.select([self.request], [], [], 0.0)
+            if readable and not self.request.recv(1, socket.MSG_PEEK):
+                answer.cancel()  # if it has not begun
+                raise BrokenPipeError
+
+    def _desert(self) -> None:
+        self.server.host.health["deserted"] += 1
+        log.warning("the ClientApp that waited for an answer has ended")
+
+
+def serve(directory: Path) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / SOCKET
+    path.unlink(missing_ok=True)
+    os.umask(0o077)
+    host = Host(directory)
+    with _Server(str(path), _Handler) as server:
+        server.host = host
+
+        def end(*_: object) -> None:
+            threading.Thread(target=server.shutdown).start()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        log.info("listening at %s", path)
+        server.serve_forever(poll_interval=0.2)
+        host.stop()
+    path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    serve(Path(sys.argv[1]))
