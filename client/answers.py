@@ -61,7 +61,7 @@ from common.wire.rounds import (
 
 
 def answer(message_type: str, content: RecordDict, context: Context) -> RecordDict:
-    """Return what a reply holds. Raises RuntimeError where a GPU's memory is used up: one line in place of torch's ten."""
+    """Return what a reply holds. Raises RuntimeError, one line in place of ten, where a GPU's memory is used up."""
     try:
         return ANSWERS[message_type](content, context)
     except torch.cuda.OutOfMemoryError as error:

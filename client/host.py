@@ -1,4 +1,4 @@
-"""The host of a node: a process that keeps backbone, data and states, and answers the messages of one run after another.
+"""The host of a node: a process that keeps backbone, data and states, and answers the messages of its runs.
 
     python -m client.host DIRECTORY
 
@@ -173,5 +173,5 @@ def serve(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("flwr").setLevel(logging.INFO)
     serve(Path(sys.argv[1]))

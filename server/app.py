@@ -92,6 +92,10 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     if config.measures:
         add_measures(figures, tasks, preparation.replies, outcome.last)
     directory.finish({"num_parameters": num_trained} | figures | {"tasks": tasks})
+    for row in figures["clients"]:
+        now = f"{row['perplexity']:.3f}" if "perplexity" in row else "without a result"
+        before = row["backbone_perplexity"]
+        log.info("client %d: perplexity %.3f with the backbone alone, now %s", row["client"], before, now)
     log.info("results are in %s", directory.path)
 
 

@@ -19,6 +19,7 @@ from simulations.compare import compare
 from simulations.compression.options import METHODS, NUM_CALIBRATION
 from simulations.compression.options import Options as CompressionOptions
 from simulations.compression.texts import choose_texts, held_out_examples
+from simulations.deploy_cli import deploy
 from simulations.generate import Ways, answer_all, answer_one, check_ways
 from simulations.harness import evaluate_run, read_options
 from simulations.partitions import show_partitions
@@ -39,6 +40,7 @@ Words = Annotated[
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(deploy, name="deploy")
 
 
 @app.command("simulate")

@@ -1,4 +1,4 @@
-"""Imports point down (benchmarks -> simulations -> server | client -> common); heavy libraries stay in their places."""
+"""Imports point down (benchmarks -> simulations -> deployment, server, client -> common); heavy libraries in places."""
 
 import ast
 import subprocess
@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("common", "client", "server", "simulations", "benchmarks")
+OURS = ("common", "client", "server", "deployment", "simulations", "benchmarks")
 
 # What the code of a directory may import of ours.
 MAY_IMPORT = {
     "common": {"common"},
     "client": {"client", "common"},
     "server": {"server", "common"},
-    "simulations": {"simulations", "server", "client", "common"},
+    "deployment": {"deployment", "client", "common"},
+    "simulations": {"simulations", "deployment", "server", "client", "common"},
     "benchmarks": {"benchmarks", "simulations", "server", "client", "common"},
 }
 
@@ -48,6 +49,7 @@ PLACES = {
     "flwr_datasets": ["common/partitioner.py"],
     "datasets": ["common/data/tables.py", "common/partition.py", "common/partitioner.py"],
     "matplotlib": ["simulations/comparison_plot.py", "simulations/partitions_plot.py", "simulations/plot.py"],
+    "cryptography": ["deployment"],
     "rouge_score": ["client/measurer.py"],
     "lm_eval": ["simulations/harness_model.py"],
 }
@@ -108,12 +110,18 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_nothing_is_said_when_the_client_is_imported() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import client.app"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import client.answers, client.app"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("statement", ["import server.app", "import common.backbone_source, common.perplexity"])
+@pytest.mark.parametrize(
+    "statement", ["import server.app", "import client.app", "import common.backbone_source, common.perplexity"]
+)
 def test_no_torch_is_loaded_by(statement: str) -> None:
     heavy = loaded_by(statement) & {"torch", "transformers", "bitsandbytes", "datasets"}
     assert not heavy, f"{statement!r} loads {sorted(heavy)}: move what needs it out of what the server imports"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations.flower import run_on_ray, to_toml
+from common.flower_processes import to_toml
+from simulations.flower import run_on_ray
 
 PYPROJECT = """
 [project]

@@ -1,0 +1,87 @@
+"""A run on a deployment: submit it, show its log as it goes, and say truly how it ended."""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import Value
+from common.flower_processes import Processes, plain, run_flwr, to_toml
+from deployment.folder import SUPERLINK, read_control, write_connection
+from deployment.supervision import Tell
+
+COMPLETED, NO_DETAILS = "finished:completed", "N/A"
+_RUN_ID = re.compile(r"run (\d+)")
+
+
+def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tell: Tell) -> str:
+    """Submit a run of the app and follow it to its end; return how Flower says that it ended.
+
+    Raises RuntimeError where it could not be submitted. An interruption ends the following alone, not the run.
+    """
+    part = part.resolve()
+    write_connection(part, read_control(part).superlink)
+    with tempfile.TemporaryDirectory(dir=part) as directory:
+        overrides, log = Path(directory) / "overrides.toml", Path(directory) / "run.log"
+        overrides.write_text(to_toml(run_config), encoding="utf-8")
+        with Processes(part) as processes:
+            log.touch()
+            submission = processes.start(
+                "flwr", ["run", str(app_directory), SUPERLINK, "--stream", "-c", str(overrides)], log
+            )
+            run_id = _follow(submission, log, tell)
+    if run_id is None:
+        raise RuntimeError(f"the run was not submitted to {read_control(part).superlink}: see above")
+    return status_of(part, run_id)
+
+
+def _follow(submission: "subprocess.Popen[bytes]", log: Path, tell: Tell) -> str | None:
+    """Show lines as they come until the submission ends; return the run's number."""
+    run_id = None
+    with open(log, encoding="utf-8", errors="replace") as file:
+        while True:
+            ended = submission.poll() is not None  # before reading, so that nothing is missed
+            while line := file.readline():
+                if said := plain(line):
+                    tell(said)
+                    if run_id is None and (found := _RUN_ID.search(said)):
+                        run_id = found[1]
+            if ended:
+                return run_id
+            try:
+                submission.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def status_of(part: Path, run_id: str) -> str:
+    """Return how Flower says that a run is, with its reason."""
+    for run in runs(part):
+        if str(run["run-id"]) == run_id:
+            details = run.get("status-details", NO_DETAILS)
+            return str(run["status"]) if details in ("", NO_DETAILS) else f"{run['status']}: {details}"
+    return "unknown to the SuperLink"
+
+
+def runs(part: Path) -> list[dict[str, Any]]:
+    """Return what the SuperLink says of its runs."""
+    return list(_ask(part, ["list"])["runs"])
+
+
+def nodes(part: Path) -> list[dict[str, Any]]:
+    """Return what the SuperLink says of its nodes."""
+    return list(_ask(part, ["supernode", "list"])["nodes"])
+
+
+def _ask(part: Path, question: list[str]) -> dict[str, Any]:
+    done = run_flwr(part.resolve(), [*question, SUPERLINK, "--format", "json"])
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise RuntimeError(f"flwr {' '.join(question)} said: {plain(done.stdout + done.stderr)}") from None
+    if not answer.get("success", True):
+        raise RuntimeError(f"flwr {' '.join(question)} said: {plain(answer['error-message'])}")
+    return answer

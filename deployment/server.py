@@ -1,0 +1,70 @@
+"""The server's machine: a SuperLink that the nodes and who submits runs reach, and what runs the ServerApp."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from common.flower_processes import Processes, is_healthy, last_line, poll, run_flwr
+from deployment.certificates import AUTHORITY_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
+from deployment.folder import NODE_KEYS, SUPERLINK, read_server, write_connection
+from deployment.supervision import Program, Tell, look_after
+
+START_SECONDS = 60.0
+DATABASE = "superlink.db"
+
+
+def serve(part: Path, tell: Tell) -> None:
+    """Run the SuperLink and what it needs until interrupted; nothing that was started survives."""
+    part = part.resolve()
+    server = read_server(part)
+    certificate = part / AUTHORITY_CERTIFICATE
+    superlink = Program("SuperLink", "flower-superlink", superlink_arguments(part), part / "superlink.log")
+    # It runs the ServerApp; apart from the SuperLink, so that a run outlives a SuperLink's fall.
+    arguments = ["--runtime-api-address", f"127.0.0.1:{server.port}", "--root-certificates", str(certificate)]
+    superexec = Program("SuperExec", "flower-superexec", arguments, part / "superexec.log")
+    with Processes(part) as processes:
+        superlink.start(processes)
+
+        def is_up() -> bool:
+            return is_healthy(server.port, "127.0.0.1", certificate)
+
+        ended = superlink.process
+        assert ended is not None
+        poll(lambda: ended.poll() is not None or is_up(), START_SECONDS)
+        if ended.poll() is not None or not is_up():
+            raise RuntimeError(f"the SuperLink did not come up: {last_line(superlink.log)} (see {superlink.log})")
+        write_connection(part, f"127.0.0.1:{server.port}")
+        registered = register_nodes(part)
+        tell(f"the SuperLink listens at {server.host}:{server.port}; it knows {registered} nodes by their keys")
+        superexec.start(processes)
+        look_after(processes, [superlink, superexec], tell)
+
+
+def superlink_arguments(part: Path) -> list[str]:
+    """Return what the SuperLink is called with."""
+    server = read_server(part)
+    return [
+        *("--host", server.host, "--port", str(server.port)),
+        *("--isolation", "process", "--database", str(part / DATABASE)),
+        *("--ssl-ca-certfile", str(part / AUTHORITY_CERTIFICATE)),
+        *("--ssl-certfile", str(part / SERVER_CERTIFICATE), "--ssl-keyfile", str(part / SERVER_KEY)),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+    ]
+
+
+def register_nodes(part: Path) -> int:
+    """Tell the SuperLink the nodes' public keys, those that it does not know yet; return how many there are."""
+    keys = sorted((part / NODE_KEYS).glob("*.pub"))
+    for key in keys:
+        done = run_flwr(part, ["supernode", "register", str(key), SUPERLINK, "--name", key.stem, "--format", "json"])
+        if not _is_registered(done):
+            raise RuntimeError(f"{key.name} was not registered: {(done.stdout + done.stderr).strip()}")
+    return len(keys)
+
+
+def _is_registered(done: subprocess.CompletedProcess[str]) -> bool:
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = {}
+    return bool(answer.get("success")) or "already in use" in done.stdout + done.stderr

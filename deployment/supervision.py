@@ -1,0 +1,52 @@
+"""Programs that are started again when they end, until we are told to end."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.flower_processes import Processes, last_line
+
+POLL_SECONDS = 0.5
+# A SuperNode that died is taken for alive for a minute, and ends again until then.
+RESTART_SECONDS = 3.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Program:
+    """A program, what it is called with, and the process that runs it."""
+
+    name: str
+    command: str
+    arguments: Sequence[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    restart_at: float = field(default=0.0)
+
+    def start(self, processes: Processes) -> None:
+        """Start the program."""
+        self.process = processes.start(self.command, self.arguments, self.log)
+
+
+def look_after(
+    processes: Processes, programs: Sequence[Program], tell: Tell, deaf: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Start again what ended, and what `deaf` names; return at an interruption only."""
+    while True:
+        for name in deaf():
+            program = next(each for each in programs if each.name == name)
+            if program.process is not None:
+                tell(f"{name} hears nothing any more: it is started again")
+                processes.end(program.process)
+        for program in programs:
+            if program.process is not None and program.process.poll() is not None:
+                said = last_line(program.log)
+                tell(f"{program.name} ended with exit code {program.process.returncode} and starts again: {said}")
+                processes.end(program.process)  # what it started
+                program.process, program.restart_at = None, time.monotonic() + RESTART_SECONDS
+            if program.process is None and time.monotonic() >= program.restart_at:
+                program.start(processes)
+        time.sleep(POLL_SECONDS)
