@@ -40,7 +40,16 @@ class Host:
     """Answers messages, one at a time, for one run at a time."""
 
     def __init__(self, directory: Path) -> None:
-        self.health: dict[str, Any] = {"pid": os.getpid(), "run_id": None, "answered": 0, "failed": 0, "deserted": 0}
+        self.health: dict[str, Any] = {
+            "pid": os.getpid(),
+            "run_id": None,
+            "working_on": None,
+            "waiting": 0,
+            "answered": 0,
+            "failed": 0,
+            "deserted": 0,
+            "backbone_loads": 0,
+        }
         self._states = directory / STATES
         self._states.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(max_workers=1)  # torch's threads belong to the one that calls it
@@ -79,6 +88,7 @@ class Host:
 
     def _answer(self, about: Mapping[str, Any], body: bytes) -> RecordDict:
         started = time.monotonic()
+        self.health["working_on"] = about["message_type"]
         answers = import_module("client.answers")
         context = Context(about["run_id"], 0, dict(about["node_config"]), self._state, dict(about["run_config"]))
         try:
@@ -91,6 +101,7 @@ class Host:
             log.warning("%s failed: %s", about["message_type"], error)
             raise
         finally:
+            self.health["working_on"] = None
             self.health["backbone_loads"] = answers.load_backbone.cache_info().misses
             log.info("%s took %.1f s", about["message_type"], time.monotonic() - started)
             with self._lock:

@@ -81,6 +81,7 @@ class Config:
     client_fraction: float
     round_timeout_seconds: float
     run_directory: str
+    resume: bool
     data: str
     columns: str
     skip_bad_rows: bool
@@ -272,6 +273,8 @@ def _check(config: Config) -> None:
     if config.init_run is not None and not config.init_run.is_dir():
         expected = f"{RANDOM_INIT}, {VOCABULARY_INIT} or the directory of a run"
         raise ValueError(f"prompt-init must be {expected}, got {config.prompt_init!r}")
+    if config.resume and not config.run_directory:
+        raise ValueError("resume needs a run-directory: that of the run to resume")
     if config.centralised and config.clients:
         raise ValueError("clients has no effect on centralised training, which has one trainer: leave one of them out")
     if config.centralised and config.aggregation == "none":

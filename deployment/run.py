@@ -22,8 +22,7 @@ def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tel
 
     Raises RuntimeError where it could not be submitted. An interruption ends the following alone, not the run.
     """
-    part = part.resolve()
-    write_connection(part, read_control(part).superlink)
+    part = _connected(part)
     with tempfile.TemporaryDirectory(dir=part) as directory:
         overrides, log = Path(directory) / "overrides.toml", Path(directory) / "run.log"
         overrides.write_text(to_toml(run_config), encoding="utf-8")
@@ -76,8 +75,15 @@ def nodes(part: Path) -> list[dict[str, Any]]:
     return list(_ask(part, ["supernode", "list"])["nodes"])
 
 
+def _connected(part: Path) -> Path:
+    """Tell Flower's command line where the SuperLink is; return the part's whole path."""
+    part = part.resolve()
+    write_connection(part, read_control(part).superlink)
+    return part
+
+
 def _ask(part: Path, question: list[str]) -> dict[str, Any]:
-    done = run_flwr(part.resolve(), [*question, SUPERLINK, "--format", "json"])
+    done = run_flwr(_connected(part), [*question, SUPERLINK, "--format", "json"])
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,21 +32,24 @@ class Program:
 
 
 def look_after(
-    processes: Processes, programs: Sequence[Program], tell: Tell, deaf: Callable[[], Sequence[str]] = tuple
+    processes: Processes, programs: Sequence[Program], tell: Tell, deaf: Callable[[], Collection[str]] = tuple
 ) -> None:
     """Start again what ended, and what `deaf` names; return at an interruption only."""
     while True:
-        for name in deaf():
-            program = next(each for each in programs if each.name == name)
-            if program.process is not None:
-                tell(f"{name} hears nothing any more: it is started again")
-                processes.end(program.process)
+        hears_nothing = deaf()
         for program in programs:
-            if program.process is not None and program.process.poll() is not None:
-                said = last_line(program.log)
-                tell(f"{program.name} ended with exit code {program.process.returncode} and starts again: {said}")
-                processes.end(program.process)  # what it started
-                program.process, program.restart_at = None, time.monotonic() + RESTART_SECONDS
-            if program.process is None and time.monotonic() >= program.restart_at:
-                program.start(processes)
+            process = program.process
+            if process is None:
+                if time.monotonic() >= program.restart_at:
+                    program.start(processes)
+                continue
+            if process.poll() is not None:
+                tell(f"{program.name} ended with exit code {process.returncode}: {last_line(program.log)}")
+            elif program.name in hears_nothing:
+                tell(f"{program.name} hears nothing any more")
+            else:
+                continue
+            processes.end(process)  # and what it started
+            program.process, program.restart_at = None, time.monotonic() + RESTART_SECONDS
+            tell(f"{program.name} starts again in {RESTART_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import time
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from common.mixture_file import CARD, PEFT_TYPE, PREFIX, WEIGHTS, weights_bytes
 from common.perplexity import AnswerScore
 from common.saved_run import CONFIG
 from common.wire.rounds import TrainReply
+from server.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 
 # A child of Flower's logger, so that `flwr run --stream` shows it.
 logger = logging.getLogger("flwr.fedmops")
@@ -26,6 +28,8 @@ VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes",
 
 VERSIONS, RESULT = "versions.json", "result.json"
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
+# Keys in which a resumed run may differ from what it was: where it lies, and how long it waits.
+RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", "prefix-cache-gib", "pass-tokens")
 
 
 def new_run_directory(config: Config) -> Path:
@@ -36,18 +40,31 @@ def new_run_directory(config: Config) -> Path:
 
 
 class RunDirectory:
-    """Writes a run's files: config, versions, a line per score and per round, the mixture and the result."""
+    """Writes a run's files: config, versions, a line per score and per round, the mixture and the result.
+
+    `checkpoint` is what a run goes on from that was interrupted, else None.
+    """
 
     def __init__(self, path: Path, config: Config) -> None:
-        """Create the directory. Raises FileExistsError when it holds a run already."""
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / METRICS).exists():
-            raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
+        """Create the directory, or find that of the run that is to be resumed.
+
+        Raises FileExistsError when it holds a run already, and ValueError when that cannot be resumed.
+        """
         self.path = path
-        replace_json(self.path / CONFIG, {kebab(key): value for key, value in asdict(config).items()})
-        replace_json(self.path / VERSIONS, versions())
-        for name in (METRICS, ROUNDS):
-            (path / name).touch()
+        self.checkpoint: Checkpoint | None = None
+        if config.resume:
+            check_resumable(path, config)
+            self.checkpoint = read_checkpoint(path)
+            for name, size in self.checkpoint.sizes.items():
+                os.truncate(path / name, size)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / METRICS).exists():
+                raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
+            replace_json(path / CONFIG, settings_of(config))
+            replace_json(path / VERSIONS, versions())
+            for name in (METRICS, ROUNDS):
+                (path / name).touch()
         self._log = logging.FileHandler(path / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.setLevel(logging.INFO)
@@ -93,9 +110,18 @@ class RunDirectory:
         replace_file(path / WEIGHTS, weights_bytes(arrays, PREFIX if card["peft_type"] == PEFT_TYPE else ""))
         replace_json(path / CARD, card)
 
+    def save_checkpoint(self, server_round: int, shared: Arrays, own: dict[int, Arrays]) -> None:
+        """Save what the run would go on from; a full disk is told, and the run goes on."""
+        sizes = {name: (self.path / name).stat().st_size for name in (METRICS, ROUNDS)}
+        try:
+            write_checkpoint(self.path, Checkpoint(server_round, shared, own, sizes))
+        except OSError as error:
+            logger.warning("round %d cannot be resumed from: its checkpoint was not written (%s)", server_round, error)
+
     def finish(self, figures: dict[str, Any]) -> None:
         """Write the result: there is one only if the run ended well."""
         replace_json(self.path / RESULT, figures)
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop logging to the directory."""
@@ -105,14 +131,37 @@ class RunDirectory:
     def discard(self) -> None:
         """Remove the directory of a run that never began, unless something else is in it."""
         self.close()
+        if self.checkpoint is not None:
+            return
         for name in (CONFIG, VERSIONS, METRICS, ROUNDS, LOG):
             (self.path / name).unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
+        if self.checkpoint is not None and line["round"] <= self.checkpoint.server_round:
+            return  # a resumed run asks again what stands here already
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return a run's settings, under their keys."""
+    return {kebab(key): value for key, value in asdict(config).items()}
+
+
+def check_resumable(path: Path, config: Config) -> None:
+    """Raise ValueError where a directory holds no run of these settings that was interrupted."""
+    if not (path / CONFIG).is_file():
+        raise ValueError(f"run-directory {path} holds no run: give that of the run to resume")
+    if (path / RESULT).is_file():
+        raise ValueError(f"the run in {path} has ended, its result is there: nothing is left to resume")
+    found, wanted = json.loads((path / CONFIG).read_text(encoding="utf-8")), settings_of(config)
+    for key, value in wanted.items():
+        if key not in RESUMED_OTHERWISE and found.get(key) != value:
+            raise ValueError(
+                f"{key} is {value!r}, but {found.get(key)!r} in {path / CONFIG}: resume with the run's own settings"
+            )
 
 
 def versions() -> dict[str, str]:

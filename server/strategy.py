@@ -62,12 +62,17 @@ class MixtureStrategy:
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
         """Run the rounds; return the mixtures and what the clients last said of them.
 
-        Everything is in the run directory after each round. What trains nothing is scored once. Raises RuntimeError
-        when a round has no usable reply.
+        Everything is in the run directory after each round; a run that is resumed goes on after the last one there.
+        What trains nothing is scored once. Raises RuntimeError when a round has no usable reply.
         """
         mixtures = ClientMixtures(arrays, self.aggregation, self.wire_format)
+        last_round = 0
+        if directory.checkpoint is not None:
+            last_round, mixtures.shared = directory.checkpoint.server_round, directory.checkpoint.shared
+            mixtures.own = dict(directory.checkpoint.own)
+            log.info("going on after round %d", last_round)
         evaluated: Exchanged[EvaluateReply] = Exchanged()
-        for server_round in range(1, num_rounds + 1):
+        for server_round in range(last_round + 1, num_rounds + 1):
             started = time.monotonic()
             figures: dict[str, Any] = {"round": server_round}
             trained: Exchanged[TrainReply] = Exchanged()
@@ -92,6 +97,8 @@ class MixtureStrategy:
             if self.spec.has_gate:
                 figures |= gate_figures(trained.replies.values(), evaluated.replies.values(), self.spec.num_gated)
             directory.add_round(figures)
+            if server_round < num_rounds:  # the last round's scores make the result: it would be run again
+                directory.save_checkpoint(server_round, mixtures.shared, mixtures.own)
             log.info(
                 "round %d of %d: loss %.3f, perplexity %.3f, %d clients, %.2f MB down, %.2f MB up, %.1f s",
                 server_round,

@@ -26,7 +26,7 @@ from simulations.partitions import show_partitions
 from simulations.plan import plan, read_lengths
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
-from simulations.simulate import Engine, simulate, spin_briefly
+from simulations.simulate import Engine, resume, simulate, spin_briefly
 from simulations.sweep import EvalSplit, sweep
 from simulations.view import progress_of_runs
 
@@ -54,6 +54,17 @@ def simulate_command(
 ) -> None:
     """Run a federation with all clients on this machine; print every client's perplexity before and after."""
     simulate(words or [], engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command("resume")
+def resume_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the directory of a run that was interrupted")],
+    engine: Annotated[Engine, typer.Option(help="as of fedmops simulate")] = Engine.INLINE,
+    cpus_per_client: Annotated[int, typer.Option(min=1, help="ray only: CPU cores of a client")] = 1,
+    gpus_per_client: Annotated[float, typer.Option(min=0.0, help="ray only: share of a GPU of a client")] = 0.0,
+) -> None:
+    """Go on with an interrupted simulation after its last whole round; in the end it is as if nothing had been."""
+    resume(run, engine, cpus_per_client, gpus_per_client, console)
 
 
 @app.command("check")

@@ -76,7 +76,6 @@ def status_command(part: Annotated[Path, typer.Argument(metavar="PART", help="of
             raise RuntimeError(f"no host answers in {part} ({error}): start it with `fedmops deploy node`") from None
         _show("host", [health])
         return
-    folder.write_connection(part, folder.read_control(part).superlink)
     for title, rows, keys in (
         ("nodes", run.nodes(part), ("node-id", "status", "online-at")),
         ("runs", run.runs(part), ("run-id", "status", "running-at", "finished-at")),

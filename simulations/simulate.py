@@ -18,7 +18,9 @@ from common.example import Example
 from common.measures import CHOICE_MEASURES, check_installed
 from common.mixture_file import read_mixture
 from common.own_settings import own_config, read_clients
-from server.run_directory import METRICS, RESULT, ROUNDS, new_run_directory
+from common.saved_run import CONFIG
+from server.checkpoint import CHECKPOINT, read_checkpoint
+from server.run_directory import METRICS, RESULT, ROUNDS, check_resumable, new_run_directory
 from simulations.report import data_line, gate_line, measures_table, result_table
 from simulations.settings import resolve
 from simulations.view import RunView
@@ -38,7 +40,23 @@ def simulate(
 
     Raises ValueError for bad input, before anything heavy is loaded, and RuntimeError when the run fails.
     """
-    run_config = resolve(words)
+    return simulate_settings(resolve(words), engine, cpus_per_client, gpus_per_client, console)
+
+
+def resume(directory: Path, engine: Engine, cpus_per_client: int, gpus_per_client: float, console: Console) -> Path:
+    """Go on with an interrupted simulation, as `simulate` does. Raises ValueError for a directory without one."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no run: give the directory of the run to resume")
+    own = {"run-directory": str(directory), "resume": True}
+    settings = resolve([]) | json.loads(path.read_text(encoding="utf-8")) | own
+    return simulate_settings(settings, engine, cpus_per_client, gpus_per_client, console)
+
+
+def simulate_settings(
+    run_config: dict[str, Value], engine: Engine, cpus_per_client: int, gpus_per_client: float, console: Console
+) -> Path:
+    """Run one simulation by whole settings."""
     config = read_config(run_config)
     directory = check_run(run_config, config)
     from common.partition import partitions_of
@@ -68,6 +86,8 @@ def simulate(
                 _run_on_ray(run_config, config, cpus_per_client, gpus_per_client, directory)
     except KeyboardInterrupt:
         where = f"; what was done so far is in {_short(directory)}" if directory.exists() else ""
+        if (directory / CHECKPOINT).is_file():
+            where += f", and fedmops resume {_short(directory)} goes on from there"
         console.print(f"stopped{where}", soft_wrap=True)
         raise
     result = read_result(directory)
@@ -97,7 +117,10 @@ def check_run(run_config: dict[str, Value], config: Config) -> Path:
     if config.init_run is not None:
         read_mixture(config.init_run)
     directory = new_run_directory(config).resolve()
-    if (directory / METRICS).exists():
+    if config.resume:
+        check_resumable(directory, config)
+        read_checkpoint(directory)
+    elif (directory / METRICS).exists():
         raise ValueError(f"run-directory {_short(directory)} holds a run already: name another or remove it")
     return directory
 

@@ -1,0 +1,208 @@
+"""A node's host: one message at a time, one run at a time; what goes wrong is told to who asked."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client import host_socket
+from client.host import SOCKET, Host, _Handler, _Server
+from client.host_socket import ask_health, ask_host, receive_frame, send_frame
+from simulations.inline import InlineGrid
+
+CONTENT = RecordDict({"arrays": ArrayRecord({"a": Array(np.arange(5.0))}), "about": ConfigRecord({"text": "hello"})})
+
+
+class Answers:
+    """Stand in for client.answers: wait when told to, count what is kept for the run."""
+
+    def __init__(self):
+        self.may_go, self.begun, self.order = threading.Event(), threading.Event(), []
+        self.may_go.set()
+        self.load_backbone = SimpleNamespace(cache_info=lambda: SimpleNamespace(misses=1))
+        self.num_forgotten = 0
+
+    def forget(self):
+        self.num_forgotten += 1
+
+    def answer(self, message_type, content, context):
+        self.begun.set()
+        assert self.may_go.wait(20)
+        self.order.append(context.node_config["partition-id"])
+        if message_type == "evaluate":
+            raise ValueError("the file is gone")
+        kept = int(context.state["kept"]["count"]) if "kept" in context.state else 0
+        context.state["kept"] = ConfigRecord({"count": kept + 1})
+        return RecordDict({**content, "kept": ConfigRecord({"count": kept, "key": context.run_config["key"]})})
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    answers = Answers()
+    monkeypatch.setattr("client.host.import_module", lambda name: answers)
+    monkeypatch.setattr("client.host.LOOK_SECONDS", 0.02)
+    return answers
+
+
+@pytest.fixture
+def serving(tmp_path, answers):
+    """Serve from a directory; a host that died may be followed by another."""
+    running = []
+
+    def start():
+        path = tmp_path / SOCKET
+        path.unlink(missing_ok=True)
+        server = _Server(str(path), _Handler)
+        server.host = Host(tmp_path)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        running.append(server)
+        return path, server
+
+    yield start
+    answers.may_go.set()
+    for server in running:
+        server.shutdown()
+        server.server_close()
+        server.host.stop()
+
+
+def message_of(kind):
+    grid = InlineGrid(None, {}, 1)
+    message = Message(CONTENT, grid.get_node_ids()[0], kind)
+    grid.push_messages([message])
+    return message
+
+
+def context_of(run_id, number=0):
+    return Context(run_id, 7, {"partition-id": number}, RecordDict(), {"key": "value"})
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_message_is_answered_and_what_is_kept_outlives_the_host(serving, answers):
+    path, server = serving()
+    for expected in (0, 1):
+        reply = ask_host(path, message_of("train"), context_of(2**63 + 5))
+        assert dict(reply["kept"]) == {"count": expected, "key": "value"}
+        np.testing.assert_array_equal(reply["arrays"]["a"].numpy(), np.arange(5.0))
+    server.shutdown()
+    server.host.stop()
+    path, _ = serving()
+    assert ask_host(path, message_of("train"), context_of(2**63 + 5))["kept"]["count"] == 2
+    assert ask_host(path, message_of("train"), context_of(9))["kept"]["count"] == 0
+    assert answers.num_forgotten == 3
+    assert oct(path.parent.joinpath("state").stat().st_mode)[-3:] == "700"
+
+
+def test_messages_wait_their_turn_and_health_is_told_meanwhile(serving, answers):
+    path, _ = serving()
+    answers.may_go.clear()
+    threads = []
+    for number in range(3):
+        threads.append(threading.Thread(target=ask_host, args=(path, message_of("train"), context_of(1, number))))
+        threads[-1].start()
+        wait_until(lambda number=number: ask_health(path)["waiting"] == number + 1)
+    assert ask_health(path)["working_on"] == "train"
+    answers.may_go.set()
+    for thread in threads:
+        thread.join()
+    assert answers.order == [0, 1, 2]
+    assert ask_health(path) | {"pid": 0} == {
+        "pid": 0, "run_id": 1, "working_on": None, "waiting": 0, "answered": 3, "failed": 0, "deserted": 0,
+        "backbone_loads": 1,
+    }  # fmt: skip
+
+
+def test_another_run_is_refused_by_name_while_one_is_served(serving, answers):
+    path, _ = serving()
+    answers.may_go.clear()
+    first = threading.Thread(target=ask_host, args=(path, message_of("train"), context_of(1)))
+    first.start()
+    assert answers.begun.wait(20)
+    with pytest.raises(RuntimeError, match="this node works for run 1: wait for its end, or stop it, and start again"):
+        ask_host(path, message_of("train"), context_of(2))
+    answers.may_go.set()
+    first.join()
+    assert ask_host(path, message_of("train"), context_of(2))["kept"]["count"] == 0
+
+
+def test_what_a_client_fails_with_is_told_in_its_words(serving):
+    path, _ = serving()
+    with pytest.raises(RuntimeError, match=r"^the file is gone$"):
+        ask_host(path, message_of("evaluate"), context_of(1))
+    assert ask_health(path)["failed"] == 1
+
+
+def test_a_clientapp_that_ends_before_its_answer_is_noticed(serving, answers):
+    path, _ = serving()
+    answers.may_go.clear()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        about = {"message_type": "train", "run_id": 1, "run_config": {"key": ""}, "node_config": {"partition-id": 0}}
+        send_frame(connection, about)
+        assert answers.begun.wait(20)
+    wait_until(lambda: ask_health(path)["deserted"] == 1)
+
+
+def test_a_host_that_dies_is_named(tmp_path):
+    path = tmp_path / SOCKET
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def die():
+            connection, _ = listening.accept()
+            receive_frame(connection)
+            connection.close()
+
+        threading.Thread(target=die).start()
+        with pytest.raises(ConnectionError, match=r"the node's host died while it answered train: see host\.log"):
+            ask_host(path, message_of("train"), context_of(1))
+
+
+def test_where_no_host_is_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_socket, "CONNECT_SECONDS", 0.0)
+    with pytest.raises(ConnectionError, match=r"no host answers at .*start one with `fedmops deploy node`"):
+        ask_host(tmp_path / SOCKET, message_of("train"), context_of(1))
+
+
+def test_a_full_disk_is_told_and_the_answer_comes_nevertheless(serving, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("client.host.replace_file", full)
+    path, _ = serving()
+    for expected in (0, 1):
+        assert ask_host(path, message_of("train"), context_of(1))["kept"]["count"] == expected
+    assert "No space left on device" in caplog.text
+
+
+def test_a_real_host_listens_to_its_owner_alone_and_ends_when_asked(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "client.host", str(tmp_path / "host")], cwd=Path(__file__).parents[2]
+    )
+    try:
+        path = tmp_path / "host" / SOCKET
+        wait_until(path.exists)
+        wait_until(lambda: path.stat().st_mode & 0o077 == 0)
+        assert ask_health(path)["pid"] == process.pid
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not path.exists()
+    finally:
+        process.kill()
+        process.wait()
