@@ -3,14 +3,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: simulation test lint docs bench clean
+.PHONY: simulation test test-deploy lint docs bench clean
 .DEFAULT_GOAL := simulation
 
 simulation: $(INSTALLED) ## the default run: 8 clients, per-client perplexity before and after
 	$(BIN)/fedmops simulate
 
-test: $(INSTALLED) ## all tests, offline
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## all tests, offline, but those of a deployment
+	$(BIN)/python -m pytest -m "not deploy"
+
+test-deploy: $(INSTALLED) ## a server and two nodes on this machine, and what happens when they die: some minutes
+	$(BIN)/python -m pytest -m deploy --numprocesses=0
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .

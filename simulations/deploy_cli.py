@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from client.host_socket import ask_health
 from common.backbone_source import distribution_root
@@ -74,22 +73,15 @@ def status_command(part: Annotated[Path, typer.Argument(metavar="PART", help="of
             health = ask_health(node.host_socket(part.resolve()))
         except OSError as error:
             raise RuntimeError(f"no host answers in {part} ({error}): start it with `fedmops deploy node`") from None
-        _show("host", [health])
+        for key, value in health.items():
+            tell(f"{key.replace('_', ' ')}: {value}")
         return
-    for title, rows, keys in (
-        ("nodes", run.nodes(part), ("node-id", "status", "online-at")),
-        ("runs", run.runs(part), ("run-id", "status", "running-at", "finished-at")),
-    ):
-        _show(title, [{key: row[key] for key in keys} for row in rows])
+    for row in run.nodes(part):
+        tell(f"node {row['node-id']}: {row['status']} since {row['online-at']}")
+    for row in run.runs(part):
+        tell(f"run {row['run-id']}: {row['status']}, from {row['running-at']} to {row['finished-at']}")
 
 
 def tell(line: str) -> None:
     """Say a line as it is."""
     console.print(line, markup=False, soft_wrap=True, highlight=False)
-
-
-def _show(title: str, rows: list[dict[str, object]]) -> None:
-    table = Table(*(rows[0] if rows else ["none"]), title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console.print(table)

@@ -258,6 +258,8 @@ def test_strangers_are_refused(deployment: Deployment) -> None:
 
 
 def test_a_run_that_fails_says_so(deployment: Deployment, settings: list[str]) -> None:
-    submission = deployment.submit(*settings, "num-rounds=1", "data=/nowhere/at-all.jsonl", "name=fails")
-    assert submission.wait(LIMIT_SECONDS) != 0
-    assert "at-all.jsonl" in (deployment.path / "run.out").read_text()
+    submission = deployment.submit(*settings, "num-rounds=1", "max-sequence-tokens=2", "name=fails")
+    assert submission.wait(LIMIT_SECONDS) == 1
+    said = (deployment.path / "run.out").read_text()
+    assert "examples of client 0 fits into 2 tokens" in said or "answers of client 0 fits into 2 tokens" in said
+    assert "failed: the run ended as finished:failed" in said

@@ -157,7 +157,7 @@ def test_personal_steps_change_nothing_of_the_federated_result(
         steps.append(settings.num_steps)
         return train(tuned, examples, settings, rng)
 
-    monkeypatch.setattr("client.app.train", counting)
+    monkeypatch.setattr("client.answers.train", counting)
     without = run(run_config(run_directory=str(tmp_path / "without"), **SMALL, **changes))
     first_steps = len(steps)
     personal = run(run_config(run_directory=str(tmp_path / "with"), num_personal_steps=3, **SMALL, **changes))
