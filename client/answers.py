@@ -69,11 +69,13 @@ def answer(message_type: str, content: RecordDict, context: Context) -> RecordDi
         raise RuntimeError(out_of_memory_message(str(error), config)) from None
 
 
-def forget() -> None:
-    """Let go of the data of runs that are over; the backbone stays, for the next may have the same."""
+def forget(with_backbone: bool) -> None:
+    """Let go of the data of runs that are over, and of their backbones, where the next has another."""
     load_partition_data.cache_clear()
     load_pooled_training_data.cache_clear()
     _gate_inputs.cache_clear()
+    if with_backbone:
+        load_backbone.cache_clear()
 
 
 def _on_prepare(content: RecordDict, context: Context) -> RecordDict:

@@ -34,6 +34,8 @@ log = logging.getLogger("flwr.fedmops.host")
 SOCKET, STATES = "host.sock", "state"
 LOOK_SECONDS = 1.0  # between looks at whether who asked still waits
 KEPT_STATES = 4  # of the latest runs
+# A run with the same backbone finds it loaded.
+BACKBONE_KEYS = ("backbone", "quantization", "device", "compute-dtype", "device-map")
 
 
 class Host:
@@ -56,6 +58,7 @@ class Host:
         self._lock = threading.Lock()
         self._num_waiting = 0
         self._state = RecordDict()
+        self._backbone: list[Any] = []
 
     def submit(self, about: Mapping[str, Any], body: bytes) -> "Future[RecordDict]":
         """Queue a message. Raises RuntimeError while messages of another run wait or are answered."""
@@ -67,7 +70,7 @@ class Host:
                 )
             if run_id != self.health["run_id"]:
                 self.health["run_id"] = run_id
-                self._worker.submit(self._begin, run_id)
+                self._worker.submit(self._begin, about)
             self._num_waiting += 1
             self.health["waiting"] = self._num_waiting
         return self._worker.submit(self._answer, about, body)
@@ -76,15 +79,25 @@ class Host:
         """End when the message that is being answered is."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, run_id: int) -> None:
-        """Forget the data of the run before; find the state that this one left here, if it did."""
-        import_module("client.answers").forget()
-        path = self._state_of(run_id)
-        self._state = unpack_records(path.read_bytes()) if path.is_file() else RecordDict()
+    def _begin(self, about: Mapping[str, Any]) -> None:
+        """Forget what the run before had of its own; find the state that this one left here, if it did."""
+        run_id, settings = about["run_id"], about["run_config"] | about["node_config"]
+        backbone = [settings.get(key) for key in BACKBONE_KEYS]
+        import_module("client.answers").forget(with_backbone=backbone != self._backbone)
+        self._backbone = backbone
+        self._state = self._found_state(run_id)
         newest_first = sorted(self._states.glob("*.state"), key=lambda state: -state.stat().st_mtime)
         for old in newest_first[KEPT_STATES:]:
             old.unlink(missing_ok=True)
         log.info("run %d begins", run_id)
+
+    def _found_state(self, run_id: int) -> RecordDict:
+        path = self._state_of(run_id)
+        try:
+            return unpack_records(path.read_bytes()) if path.is_file() else RecordDict()
+        except Exception as error:
+            log.warning("what this client kept for run %d is damaged and left out: %s", run_id, error)
+            return RecordDict()
 
     def _answer(self, about: Mapping[str, Any], body: bytes) -> RecordDict:
         started = time.monotonic()

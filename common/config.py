@@ -80,6 +80,7 @@ class Config:
     clients: str
     client_fraction: float
     round_timeout_seconds: float
+    quorum: float
     run_directory: str
     resume: bool
     data: str
@@ -248,7 +249,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"{kebab(name)} must be above 0, got {getattr(config, name)}")
     if not abs(config.prompt_bias) < math.inf:
         raise ValueError(f"prompt-bias must be finite, got {config.prompt_bias}")
-    for name in ("client_fraction", "gpu_memory_fraction"):
+    for name in ("client_fraction", "gpu_memory_fraction", "quorum"):
         if not 0 < getattr(config, name) <= 1:
             raise ValueError(f"{kebab(name)} must be above 0 and at most 1, got {getattr(config, name)}")
     for name, choices in _CHOICES.items():

@@ -79,6 +79,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         aggregation=config.aggregation,
         wire_format=config.wire_format,
         measures=config.measure_names,
+        quorum=config.quorum,
     )
     outcome = strategy.run(grid, arrays, config.last_round, directory)
     figures = result(preparation.replies, outcome.last)

@@ -1,6 +1,7 @@
 """One exchange: send messages, read replies as they come, stop at the deadline, say of every node what it did."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -38,12 +39,14 @@ def exchange(
     read: Callable[[RecordDict], Reply],
     on_reply: Callable[[int, Reply], None],
     who: str = "client",
+    quorum: float = 1.0,
 ) -> Exchanged[Reply]:
     """Send each client its content, at `nodes` (client -> node id), and read the replies.
 
     `read` turns a reply's content into what is wanted and raises for one that is not right; such a reply, an error
     reply and a silent node are failures, each named in the log with its reason. `on_reply(client, reply)` is called for
-    every right one as it comes. `who` is the word for the keys of `nodes`.
+    every right one as it comes. `who` is the word for the keys of `nodes`. Once a share `quorum` of the clients has
+    replied, the others have as long again as that took.
     """
     result: Exchanged[Reply] = Exchanged()
     sent: dict[int, Message] = {}
@@ -54,7 +57,9 @@ def exchange(
             bytes_of[id(content)] = message_bytes(content)
         result.bytes_down += bytes_of[id(content)]
         sent[client] = Message(content, dst_node_id=node, message_type=message_type)
-    deadline = time.monotonic() + timeout_seconds
+    started = time.monotonic()
+    limit_seconds = timeout_seconds
+    enough = math.ceil(quorum * len(sent))
     grid.push_messages(list(sent.values()))
     # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
     waiting = {message.metadata.message_id: client for client, message in sent.items()}
@@ -63,7 +68,7 @@ def exchange(
         result.failures[client] = reason
         log.warning("%s %d failed to %s: %s", who, client, message_type, reason)
 
-    while waiting and time.monotonic() < deadline:
+    while waiting and time.monotonic() < started + limit_seconds:
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             client = waiting.pop(message.metadata.reply_to_message_id)
@@ -78,10 +83,12 @@ def exchange(
                 continue
             result.replies[client] = reply
             on_reply(client, reply)
+            if len(result.replies) == enough:
+                limit_seconds = min(limit_seconds, 2 * (time.monotonic() - started))
         if not arrived:
             time.sleep(POLL_SECONDS)
     for client in waiting.values():
-        fail(client, f"no reply within {timeout_seconds:g} s")
+        fail(client, f"no reply within {limit_seconds:.3g} s")
     log.info(
         "%s: %d of %d clients replied; %d bytes down and %d up in all",
         message_type,

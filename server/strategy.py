@@ -58,6 +58,7 @@ class MixtureStrategy:
     aggregation: Aggregation = "usage"
     wire_format: WireFormat = "float32"
     measures: Sequence[str] = ()  # beyond perplexity, after the last round
+    quorum: float = 1.0  # share of the clients asked whose replies a round waits for
 
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
         """Run the rounds; return the mixtures and what the clients last said of them.
@@ -163,6 +164,7 @@ class MixtureStrategy:
             self.timeout_seconds,
             read,
             lambda client, update: directory.add_training(server_round, client, update),
+            quorum=self.quorum,
         )
         if not exchanged.replies:
             raise RuntimeError(f"round {server_round}: no client sent an update that can be merged; {_why(exchanged)}")
@@ -193,6 +195,7 @@ class MixtureStrategy:
             self.timeout_seconds,
             read,
             lambda client, reply: directory.add_scores(server_round, phase, client, reply.scores, reply.measured),
+            quorum=self.quorum,
         )
         if not exchanged.replies:
             raise RuntimeError(f"round {server_round}: no client sent its scores; {_why(exchanged)}")

@@ -29,10 +29,10 @@ class Answers:
         self.may_go, self.begun, self.order = threading.Event(), threading.Event(), []
         self.may_go.set()
         self.load_backbone = SimpleNamespace(cache_info=lambda: SimpleNamespace(misses=1))
-        self.num_forgotten = 0
+        self.forgotten = []
 
-    def forget(self):
-        self.num_forgotten += 1
+    def forget(self, with_backbone):
+        self.forgotten.append(with_backbone)
 
     def answer(self, message_type, content, context):
         self.begun.set()
@@ -82,8 +82,8 @@ def message_of(kind):
     return message
 
 
-def context_of(run_id, number=0):
-    return Context(run_id, 7, {"partition-id": number}, RecordDict(), {"key": "value"})
+def context_of(run_id, number=0, **settings):
+    return Context(run_id, 7, {"partition-id": number}, RecordDict(), {"key": "value", "backbone": "one", **settings})
 
 
 def wait_until(condition):
@@ -104,8 +104,23 @@ def test_a_message_is_answered_and_what_is_kept_outlives_the_host(serving, answe
     path, _ = serving()
     assert ask_host(path, message_of("train"), context_of(2**63 + 5))["kept"]["count"] == 2
     assert ask_host(path, message_of("train"), context_of(9))["kept"]["count"] == 0
-    assert answers.num_forgotten == 3
+    assert answers.forgotten == [True, True, False]
     assert oct(path.parent.joinpath("state").stat().st_mode)[-3:] == "700"
+
+
+def test_a_run_with_the_same_backbone_finds_it_loaded(serving, answers):
+    path, _ = serving()
+    for run_id, backbone in enumerate(("one", "one", "another")):
+        ask_host(path, message_of("train"), context_of(run_id, backbone=backbone))
+    assert answers.forgotten == [True, False, True]
+
+
+def test_a_damaged_state_is_told_and_left_out(serving, tmp_path, caplog):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "5.state").write_bytes(b"damaged")
+    path, _ = serving()
+    assert ask_host(path, message_of("train"), context_of(5))["kept"]["count"] == 0
+    assert "what this client kept for run 5 is damaged and left out" in caplog.text
 
 
 def test_messages_wait_their_turn_and_health_is_told_meanwhile(serving, answers):

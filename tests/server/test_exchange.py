@@ -129,6 +129,37 @@ def test_a_reply_without_its_records_is_a_failure(
     assert exchanged.failures[1].startswith("reply rejected: ")
 
 
+@pytest.mark.parametrize(("quorum", "replies"), [(0.6, [0, 2]), (0.9, [0, 1, 2])])
+def test_once_enough_have_replied_the_others_have_as_long_again(
+    network: Any, content: RecordDict, monkeypatch: pytest.MonkeyPatch, quorum: float, replies: list[int]
+) -> None:
+    """By a clock that goes on by a second at every look."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    arrives = {2: 10.0, 0: 20.0, 1: 50.0}
+    client_of = {node: client for client, node in network.nodes.items()}
+    pull, held = network.pull_messages, []
+
+    def pull_when_it_is_time(message_ids: Any) -> list[Any]:
+        now[0] += 1.0
+        if now[0] == 1.0:
+            held.extend(pull(message_ids))
+            held.sort(key=lambda message: arrives[client_of[message.metadata.src_node_id]])
+        if held and arrives[client_of[held[0].metadata.src_node_id]] <= now[0]:
+            return [held.pop(0)]
+        return []
+
+    monkeypatch.setattr(network, "pull_messages", pull_when_it_is_time)
+    exchanged = exchange(
+        network, "evaluate", dict.fromkeys(network.nodes, content), network.nodes, 60.0, unpack_scores,
+        lambda *_: None, quorum=quorum,
+    )  # fmt: skip
+    assert list(exchanged.replies) == replies
+    assert exchanged.failures == ({} if len(replies) == 3 else {1: "no reply within 40 s"})
+    assert now[0] == (40.0 if len(replies) == 2 else 50.0)
+
+
 def test_bytes_are_what_the_wire_counts_of_all_that_travelled(network: Any, clients: Any, content: RecordDict) -> None:
     clients.misbehaviour[0, "evaluate"] = lambda _: 1 / 0  # an error has no content
     clients.misbehaviour[1, "evaluate"] = lambda _: RecordDict()  # rejected, but it travelled
