@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from deployment.folder import SUPERLINK, read_control, write_connection
 from deployment.supervision import Tell
 
 COMPLETED, NO_DETAILS = "finished:completed", "N/A"
+POLL_SECONDS = 5.0
+PATIENCE_SECONDS = 180.0  # with a SuperLink that is started again
 _RUN_ID = re.compile(r"run (\d+)")
 
 
@@ -34,7 +37,25 @@ def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tel
             run_id = _follow(submission, log, tell)
     if run_id is None:
         raise RuntimeError(f"the run was not submitted to {read_control(part).superlink}: see above")
-    return status_of(part, run_id)
+    return _end_of(part, run_id, tell)
+
+
+def _end_of(part: Path, run_id: str, tell: Tell) -> str:
+    """Wait until a run has ended, whatever became of its log and of the SuperLink; return how it ended."""
+    missed_since = None
+    while True:
+        try:
+            status = status_of(part, run_id)
+            missed_since = None
+        except RuntimeError as error:
+            missed_since = missed_since or time.monotonic()
+            if time.monotonic() - missed_since > PATIENCE_SECONDS:
+                raise
+            status = f"out of sight ({error})"
+        if status.startswith("finished"):
+            return status
+        tell(f"its log has ended, but not the run: {status}")
+        time.sleep(POLL_SECONDS)
 
 
 def _follow(submission: "subprocess.Popen[bytes]", log: Path, tell: Tell) -> str | None:
@@ -62,7 +83,7 @@ def status_of(part: Path, run_id: str) -> str:
         if str(run["run-id"]) == run_id:
             details = run.get("status-details", NO_DETAILS)
             return str(run["status"]) if details in ("", NO_DETAILS) else f"{run['status']}: {details}"
-    return "unknown to the SuperLink"
+    return "finished, unknown to the SuperLink"
 
 
 def runs(part: Path) -> list[dict[str, Any]]:
@@ -87,7 +108,7 @@ def _ask(part: Path, question: list[str]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise RuntimeError(f"flwr {' '.join(question)} said: {plain(done.stdout + done.stderr)}") from None
+        raise RuntimeError(f"flwr {' '.join(question)}: {' '.join((done.stdout + done.stderr).split())}") from None
     if not answer.get("success", True):
         raise RuntimeError(f"flwr {' '.join(question)} said: {plain(answer['error-message'])}")
     return answer

@@ -1,0 +1,65 @@
+"""A run on a deployment is followed to its end, also where its log ends before."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deployment import run
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(run, "POLL_SECONDS", 0.0)
+
+
+def answering(monkeypatch, *answers):
+    """Let the SuperLink say these in turn, the last one from then on."""
+    waiting = list(answers)
+
+    def status_of(part, run_id):
+        answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(run, "status_of", status_of)
+
+
+def test_a_run_that_outlives_its_log_is_waited_for(monkeypatch, tmp_path):
+    said = []
+    answering(monkeypatch, RuntimeError("gone"), "running", RuntimeError("gone"), "finished:completed")
+    assert run._end_of(tmp_path, "7", said.append) == run.COMPLETED
+    assert said[:2] == [
+        "its log has ended, but not the run: out of sight (gone)",
+        "its log has ended, but not the run: running",
+    ]
+
+
+def test_a_superlink_that_stays_away_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.01)
+    answering(monkeypatch, RuntimeError("gone"))
+    with pytest.raises(RuntimeError, match="gone"):
+        run._end_of(tmp_path, "7", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"run-id": "7", "status": "finished:completed", "status-details": "N/A"}, run.COMPLETED),
+        ({"run-id": "7", "status": "finished:failed", "status-details": "no client"}, "finished:failed: no client"),
+        ({"run-id": "8", "status": "running", "status-details": "N/A"}, "finished, unknown to the SuperLink"),
+    ],
+)
+def test_the_status_is_flowers_with_its_reason(monkeypatch, tmp_path, row, expected):
+    monkeypatch.setattr(run, "runs", lambda part: [row])
+    assert run.status_of(tmp_path, "7") == expected
+
+
+def test_a_log_is_shown_to_its_last_line_and_tells_the_runs_number(tmp_path):
+    code = "import time; print('Successfully started run 123', flush=True); time.sleep(0.1); print('  the end')"
+    log, said = tmp_path / "log", []
+    with open(log, "wb") as file:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=file)
+    assert run._follow(process, log, said.append) == "123"
+    assert said == ["Successfully started run 123", "the end"]
