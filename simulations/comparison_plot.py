@@ -16,8 +16,8 @@ from common.perplexity import geometric_mean
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#332288", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 GREY = "#9A9A9A"
-# Of perplexities close to 1 and of large ones.
-STEPS = (1, 1.2, 1.5, 2, 3, 5, 7)
+# Marks within a power of ten: of perplexities close together, and of those that span more than WIDE.
+STEPS, FEW_STEPS, WIDE = (1, 1.2, 1.5, 2, 3, 5, 7), (1, 2, 5), 20.0
 MAX_SHIFT = 0.16
 
 Row = dict[str, Any]
@@ -113,7 +113,8 @@ def _dots(place: float, rows: Sequence[Row], key: str) -> tuple[list[float], lis
 def _png(figure: Figure, split: str) -> bytes:
     axes = figure.axes[0]
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=STEPS))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=FEW_STEPS if high / low > WIDE else STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(f"perplexity ({split} split)")

@@ -1,6 +1,7 @@
 """The plots of a comparison: means with a band, a line or column for each method, scales as promised."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from comparisons import client, method, report, run
@@ -65,6 +66,17 @@ def test_every_client_has_a_grey_dot_for_its_backbone_and_a_coloured_one(drawn: 
         to_rgba(colour) for colour in (GREY, COLOURS[0], COLOURS[1])
     ]
     assert [label.get_text() for label in drawn[2].axes[0].get_xticklabels()] == ["ours", "other"]
+
+
+@pytest.mark.parametrize("last", [2.0, 900.0])
+def test_marks_of_the_perplexity_do_not_overlap(drawn: list[Figure], last: float) -> None:
+    rows = [client(0, 3.0, 1.5), client(1, 3.0, last)]
+    plots(report(a=method("ours", "mixture", [run(0, 2.0, rows)])))
+    axes = drawn[2].axes[0]
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    places = axes.transData.transform([(0.0, tick) for tick in shown])[:, 1] * 72 / drawn[2].dpi
+    assert min(upper - lower for lower, upper in pairwise(places)) > 10.0  # points: the height of a figure
 
 
 def test_more_methods_than_colours_differ_in_their_lines(drawn: list[Figure]) -> None:
