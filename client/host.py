@@ -26,12 +26,12 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from client.host_socket import pack_records, receive_frame, send_frame, unpack_records
+from client.host_socket import SOCKET, pack_records, receive_frame, send_frame, unpack_records
 from common.atomic_file import replace_file
 
 log = logging.getLogger("flwr.fedmops.host")
 
-SOCKET, STATES = "host.sock", "state"
+STATES = "state"
 LOOK_SECONDS = 1.0  # between looks at whether who asked still waits
 KEPT_STATES = 4  # of the latest runs
 # A run with the same backbone finds it loaded.
@@ -56,7 +56,6 @@ class Host:
         self._states.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(max_workers=1)  # torch's threads belong to the one that calls it
         self._lock = threading.Lock()
-        self._num_waiting = 0
         self._state = RecordDict()
         self._backbone: list[Any] = []
 
@@ -64,15 +63,14 @@ class Host:
         """Queue a message. Raises RuntimeError while messages of another run wait or are answered."""
         with self._lock:
             run_id = about["run_id"]
-            if self._num_waiting and run_id != self.health["run_id"]:
+            if self.health["waiting"] and run_id != self.health["run_id"]:
                 raise RuntimeError(
                     f"this node works for run {self.health['run_id']}: wait for its end, or stop it, and start again"
                 )
             if run_id != self.health["run_id"]:
                 self.health["run_id"] = run_id
                 self._worker.submit(self._begin, about)
-            self._num_waiting += 1
-            self.health["waiting"] = self._num_waiting
+            self.health["waiting"] += 1
         return self._worker.submit(self._answer, about, body)
 
     def stop(self) -> None:
@@ -118,8 +116,7 @@ class Host:
             self.health["backbone_loads"] = answers.load_backbone.cache_info().misses
             log.info("%s took %.1f s", about["message_type"], time.monotonic() - started)
             with self._lock:
-                self._num_waiting -= 1
-                self.health["waiting"] = self._num_waiting
+                self.health["waiting"] -= 1
 
     def _keep_state(self) -> None:
         if not self._state:

@@ -14,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
+SOCKET = "host.sock"  # in the host's directory
 LENGTHS = struct.Struct(">IQ")
 # A host opens its socket before it loads anything; one that died is started again within seconds.
 CONNECT_SECONDS = 30.0

@@ -39,6 +39,8 @@ TooLongPrompts = Literal["cut-start", "cut-input", "leave-out"]
 RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
+# Keys of the memory and disk that a run may take: its result is the same.
+CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib")
 WireFormat = Literal["float32", "float16", "int8"]
 
 _AT_LEAST_ONE = (

@@ -62,15 +62,13 @@ class Processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     leader.wait(timeout=STOP_SECONDS)
 
-    def start(
-        self, program: str, arguments: Sequence[str], log_path: Path, work_in: Path | None = None
-    ) -> subprocess.Popen[bytes]:
+    def start(self, program: str, arguments: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
         """Start a program of this Python environment; its output is appended to the log."""
         with log_path.open("ab") as log:
             leader = subprocess.Popen(
                 [Path(sysconfig.get_path("scripts")) / program, *arguments],
                 # In the home, for Ray puts its working directory before the app on the actors' sys.path.
-                cwd=work_in or self.home,
+                cwd=self.home,
                 env=environment(self.home),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -80,13 +78,13 @@ class Processes:
         self._leaders.append(leader)
         return leader
 
-    def end(self, leader: subprocess.Popen[bytes], limit_seconds: float = STOP_SECONDS) -> None:
+    def end(self, leader: subprocess.Popen[bytes]) -> None:
         """End one process, and what it started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(leader.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                leader.wait(timeout=limit_seconds)
+                leader.wait(timeout=STOP_SECONDS)
         self._leaders.remove(leader)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from client.host_socket import ask_health
+from client.host_socket import SOCKET, ask_health
 from common.flower_processes import Processes
 from common.own_settings import HOST_KEY
 from deployment.certificates import AUTHORITY_CERTIFICATE
@@ -31,7 +31,7 @@ def serve(part: Path, tell: Tell) -> None:
 
 def host_socket(part: Path) -> Path:
     """Return where a node's host listens."""
-    return part / "host" / "host.sock"
+    return part / "host" / SOCKET
 
 
 def supernode_arguments(part: Path, node: NodePart) -> list[str]:

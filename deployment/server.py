@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.flower_processes import Processes, is_healthy, last_line, poll, run_flwr
 from deployment.certificates import AUTHORITY_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
-from deployment.folder import NODE_KEYS, SUPERLINK, read_server, write_connection
+from deployment.folder import NODE_KEYS, SUPERLINK, ServerPart, read_server, write_connection
 from deployment.supervision import Program, Tell, look_after
 
 START_SECONDS = 60.0
@@ -18,7 +18,7 @@ def serve(part: Path, tell: Tell) -> None:
     part = part.resolve()
     server = read_server(part)
     certificate = part / AUTHORITY_CERTIFICATE
-    superlink = Program("SuperLink", "flower-superlink", superlink_arguments(part), part / "superlink.log")
+    superlink = Program("SuperLink", "flower-superlink", superlink_arguments(part, server), part / "superlink.log")
     # It runs the ServerApp; apart from the SuperLink, so that a run outlives a SuperLink's fall.
     arguments = ["--runtime-api-address", f"127.0.0.1:{server.port}", "--root-certificates", str(certificate)]
     superexec = Program("SuperExec", "flower-superexec", arguments, part / "superexec.log")
@@ -40,9 +40,8 @@ def serve(part: Path, tell: Tell) -> None:
         look_after(processes, [superlink, superexec], tell)
 
 
-def superlink_arguments(part: Path) -> list[str]:
+def superlink_arguments(part: Path, server: ServerPart) -> list[str]:
     """Return what the SuperLink is called with."""
-    server = read_server(part)
     return [
         *("--host", server.host, "--port", str(server.port)),
         *("--isolation", "process", "--database", str(part / DATABASE)),

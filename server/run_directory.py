@@ -12,7 +12,7 @@ from typing import Any
 
 from common.atomic_file import replace_file, replace_json
 from common.backbone_source import distribution_root
-from common.config import Config, kebab
+from common.config import CHANGE_NO_RESULT, Config, kebab
 from common.measures import Measured
 from common.mixture_arrays import Arrays
 from common.mixture_file import CARD, PEFT_TYPE, PREFIX, WEIGHTS, weights_bytes
@@ -29,7 +29,7 @@ VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes",
 VERSIONS, RESULT = "versions.json", "result.json"
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
 # Keys in which a resumed run may differ from what it was: where it lies, and how long it waits.
-RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", "prefix-cache-gib", "pass-tokens")
+RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", *CHANGE_NO_RESULT)
 
 
 def new_run_directory(config: Config) -> Path:

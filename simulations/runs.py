@@ -14,12 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import CHANGE_NO_RESULT
 from common.saved_run import CONFIG
 from server.run_directory import RESULT
 from simulations.settings import resolve
 
-# Memory and disk that a run may take.
-CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib")
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 10.0
 LOCK = ".lock"

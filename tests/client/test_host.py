@@ -15,8 +15,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client import host_socket
-from client.host import SOCKET, Host, _Handler, _Server
-from client.host_socket import ask_health, ask_host, receive_frame, send_frame
+from client.host import Host, _Handler, _Server
+from client.host_socket import SOCKET, ask_health, ask_host, receive_frame, send_frame
 from simulations.inline import InlineGrid
 
 CONTENT = RecordDict({"arrays": ArrayRecord({"a": Array(np.arange(5.0))}), "about": ConfigRecord({"text": "hello"})})
