@@ -16,7 +16,7 @@ from benchmarks.report import publish
 from common.config import WireFormat, read_config
 from common.mixture_spec import num_parameters
 from common.model_shapes import SHAPES, write_description
-from common.wire.records import message_bytes
+from common.wire.message_bytes import message_bytes
 from common.wire.rounds import TrainReply, instruction, pack_train_reply
 from simulations.benchmark_pages import wire as pages
 from simulations.planning.shape import shape_of

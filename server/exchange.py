@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.wire.records import message_bytes
+from common.wire.message_bytes import message_bytes
 
 log = logging.getLogger("flwr.fedmops")
 

@@ -176,7 +176,9 @@ def _records_over_the_wire(records: RecordDict) -> RecordDict:
     received = RecordDict()
     for name, record in records.items():
         if isinstance(record, ArrayRecord):
-            received[name] = ArrayRecord(dict(record))  # new Arrays around the same bytes
+            received[name] = arrays = ArrayRecord()
+            for key, array in record.items():
+                arrays[key] = copy.copy(array)  # a new Array around the same bytes
         elif isinstance(record, ConfigRecord):
             received[name] = config_record_from_proto(config_record_to_proto(record))
         else:

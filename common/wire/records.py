@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from numpy.typing import NDArray
 
 from common.config import WireFormat
@@ -19,17 +18,15 @@ NUMPY = "numpy.ndarray"  # Flower's word for an array in NumPy's format
 
 def pack_arrays(arrays: Arrays, wire_format: WireFormat = "float32") -> ArrayRecord:
     """Turn named arrays into a record."""
-    return ArrayRecord({name: Array(array) for name, array in compress(arrays, wire_format).items()})
+    record = ArrayRecord()
+    for name, array in compress(arrays, wire_format).items():
+        record[name] = Array(array)  # ArrayRecord(dict) would make each twice
+    return record
 
 
 def unpack_arrays(record: ArrayRecord) -> Arrays:
     """Turn a record into named arrays, whatever they travelled as: the server checks updates before it merges them."""
     return restore({name: read_array(name, array) for name, array in record.items()})
-
-
-def message_bytes(content: InflatableObject) -> int:
-    """Count the bytes of a message's content as Flower ships it: records and arrays, each with a header."""
-    return len(content.deflate()) + sum(message_bytes(child) for child in (content.children or {}).values())
 
 
 def pack_scores(scores: dict[str, AnswerScore]) -> RecordDict:

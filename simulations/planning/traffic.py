@@ -13,6 +13,7 @@ from common.mixture_arrays import Arrays
 from common.mixture_spec import GATE_STATISTICS
 from common.perplexity import AnswerScore
 from common.projection import MAX_FEATURES
+from common.wire.message_bytes import message_bytes
 from common.wire.preparation import (
     ClusterReply,
     PrepareReply,
@@ -22,7 +23,6 @@ from common.wire.preparation import (
     pack_pool,
     pack_prepare_reply,
 )
-from common.wire.records import message_bytes
 from common.wire.rounds import EvaluateReply, TrainReply, instruction, pack_evaluate_reply, pack_train_reply
 from server.clusters import MAX_STEPS
 from server.strategy import num_trainers

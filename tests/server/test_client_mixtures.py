@@ -12,7 +12,7 @@ import pytest
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import WEIGHTS, card, read_mixture
 from common.mixture_spec import MixtureSpec
-from common.wire.records import message_bytes
+from common.wire.message_bytes import message_bytes
 from common.wire.rounds import TrainReply, instruction, read_instruction
 from server.app import app as server_app
 from server.client_mixtures import ClientMixtures

@@ -11,7 +11,8 @@ from flwr.app import MetricRecord, RecordDict
 from common.mixture_arrays import initial_arrays
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire.records import message_bytes, unpack_scores
+from common.wire.message_bytes import message_bytes
+from common.wire.records import unpack_scores
 from common.wire.rounds import EvaluateReply, instruction, pack_evaluate_reply
 from server import exchange as module
 from server.exchange import Exchanged, exchange, wait_for_nodes

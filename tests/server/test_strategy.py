@@ -15,7 +15,7 @@ from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import card, read_mixture
 from common.mixture_spec import MixtureSpec
 from common.perplexity import AnswerScore
-from common.wire.records import message_bytes
+from common.wire.message_bytes import message_bytes
 from server import exchange as exchange_module
 from server.run_directory import ROUNDS, RunDirectory
 from server.strategy import MixtureStrategy

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from common.wire.compressed import SCALE, compress, restore
-from common.wire.records import message_bytes, pack_arrays, unpack_arrays
+from common.wire.message_bytes import message_bytes
+from common.wire.records import pack_arrays, unpack_arrays
 
 
 def drawn(seed=0):

@@ -23,6 +23,7 @@ from messages import (
 )
 
 from common.mixture_spec import num_parameters
+from common.wire.message_bytes import message_bytes
 from common.wire.preparation import (
     pack_adapter,
     pack_cluster_reply,
@@ -34,7 +35,6 @@ from common.wire.preparation import (
     unpack_prepare_reply,
 )
 from common.wire.records import (
-    message_bytes,
     pack_arrays,
     pack_measured,
     pack_scores,
