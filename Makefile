@@ -27,6 +27,7 @@ bench: $(INSTALLED) ## what a training step, a message and a round cost: about 1
 	$(BIN)/python -m benchmarks.local_step --batch-size 8
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.round_overhead
+	$(BIN)/python -m benchmarks.startup
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

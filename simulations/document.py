@@ -25,7 +25,7 @@ from common.atomic_file import replace_file
 from common.backbone_source import distribution_root
 from common.near_names import did_you_mean
 from simulations import comparison_report, comparison_table, sweep_table
-from simulations.benchmark_pages import local_step, round_overhead, wire
+from simulations.benchmark_pages import local_step, round_overhead, startup, wire
 from simulations.compression import compressions_table
 
 RESULTS, SUMMARY_PAGE = Path("docs") / "results", Path("docs") / "results.md"
@@ -49,6 +49,7 @@ KINDS = {
     ),
     local_step.JSON: Kind(local_step.DOCUMENT, local_step.document, local_step.sections),
     round_overhead.JSON: Kind(round_overhead.DOCUMENT, round_overhead.document, round_overhead.sections),
+    startup.JSON: Kind(startup.DOCUMENT, startup.document, startup.sections),
     wire.JSON: Kind(wire.DOCUMENT, wire.document, wire.sections),
 }
 BEGIN, END = re.compile(r"<!-- from (\S+): (.+?) -->"), "<!-- end -->"
