@@ -40,13 +40,13 @@ RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init t
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
 # Keys of the memory and disk that a run may take: its result is the same.
-CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib")
+CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib", "round-attempts")
 WireFormat = Literal["float32", "float16", "int8"]
 
 _AT_LEAST_ONE = (
     "num_rounds num_clients train_examples eval_examples max_sequence_tokens num_experts tokens_per_expert "
     "gate_hidden_size task_embedding_size num_local_steps batch_size pass_tokens num_virtual_tokens lora_rank "
-    "tasks_per_client shards_per_client measure_examples max_answer_tokens"
+    "tasks_per_client shards_per_client round_attempts measure_examples max_answer_tokens"
 ).split()
 _ABOVE_ZERO = "round_timeout_seconds dirichlet_alpha prompt_scale temperature learning_rate".split()
 _NOT_NEGATIVE = (
@@ -83,6 +83,7 @@ class Config:
     client_fraction: float
     round_timeout_seconds: float
     quorum: float
+    round_attempts: int
     run_directory: str
     resume: bool
     data: str

@@ -80,6 +80,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         wire_format=config.wire_format,
         measures=config.measure_names,
         quorum=config.quorum,
+        attempts=config.round_attempts,
     )
     outcome = strategy.run(grid, arrays, config.last_round, directory)
     figures = result(preparation.replies, outcome.last)

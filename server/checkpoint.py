@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -17,15 +17,18 @@ _ABOUT, _SHARED, _OWN = "about", "shared", "own"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The mixtures after a round, and how long (bytes) the files were that grow.
+    """The mixtures after a round, how long (bytes) the files were that grow, and who failed of late.
 
-    Nothing else is left of a round: who is sampled, and how clients shuffle, follows from seed and round.
+    `failed` and `back` are those of server.attendance. Nothing else is left of a round: who is sampled, and how clients
+    shuffle, follows from seed and round.
     """
 
     server_round: int
     shared: Arrays
     own: dict[int, Arrays]
     sizes: dict[str, int]
+    failed: dict[int, int] = field(default_factory=dict)
+    back: dict[int, int] = field(default_factory=dict)
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -33,7 +36,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     arrays = {f"{_SHARED}/{name}": array for name, array in checkpoint.shared.items()}
     for client, own in checkpoint.own.items():
         arrays |= {f"{_OWN}/{client}/{name}": array for name, array in own.items()}
-    about = json.dumps({"server_round": checkpoint.server_round, "sizes": checkpoint.sizes})
+    named = ("server_round", "sizes", "failed", "back")
+    about = json.dumps({name: getattr(checkpoint, name) for name in named})
     content = BytesIO()
     np.savez(content, **{_ABOUT: np.array(about)}, **arrays)  # type: ignore[arg-type]
     replace_file(directory / CHECKPOINT, content.getvalue())
@@ -56,6 +60,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
                 elif kind == _OWN:
                     client, _, name = name.partition("/")
                     own.setdefault(int(client), {})[name] = file[key]
-            return Checkpoint(int(about["server_round"]), shared, own, about["sizes"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            failed, back = ({int(client): n for client, n in about[name].items()} for name in ("failed", "back"))
+            return Checkpoint(int(about["server_round"]), shared, own, about["sizes"], failed, back)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): start the run anew") from None

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -22,10 +22,14 @@ Reply = TypeVar("Reply")
 
 @dataclass
 class Exchanged(Generic[Reply]):
-    """Replies and failures by client, in the clients' order, and the bytes that went down and up."""
+    """Replies and failures by client, in the clients' order, and the bytes that went down and up.
+
+    `unanswered` are the clients that failed by their silence, by the id of their message.
+    """
 
     replies: dict[int, Reply] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    unanswered: dict[str, int] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -89,6 +93,7 @@ def exchange(
             time.sleep(POLL_SECONDS)
     for client in waiting.values():
         fail(client, f"no reply within {limit_seconds:.3g} s")
+    result.unanswered = waiting
     log.info(
         "%s: %d of %d clients replied; %d bytes down and %d up in all",
         message_type,
@@ -101,6 +106,13 @@ def exchange(
     result.replies = dict(sorted(result.replies.items()))
     result.failures = dict(sorted(result.failures.items()))
     return result
+
+
+def wait_for_any(grid: Grid, nodes: Collection[int], timeout_seconds: float) -> None:
+    """Wait until one of these nodes is connected, at most so long."""
+    deadline = time.monotonic() + timeout_seconds
+    while not set(grid.get_node_ids()) & set(nodes) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float) -> list[int]:

@@ -20,6 +20,7 @@ from common.perplexity import AnswerScore
 from common.saved_run import CONFIG
 from common.wire.rounds import TrainReply
 from server.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from server.growing_file import GrowingFile
 
 # A child of Flower's logger, so that `flwr run --stream` shows it.
 logger = logging.getLogger("flwr.fedmops")
@@ -28,8 +29,8 @@ VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes",
 
 VERSIONS, RESULT = "versions.json", "result.json"
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
-# Keys in which a resumed run may differ from what it was: where it lies, and how long it waits.
-RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", *CHANGE_NO_RESULT)
+# Keys in which a resumed run may differ from what it was: where it lies, and how long it waits for whom.
+RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", "quorum", *CHANGE_NO_RESULT)
 
 
 def new_run_directory(config: Config) -> Path:
@@ -63,9 +64,8 @@ class RunDirectory:
                 raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
             replace_json(path / CONFIG, settings_of(config))
             replace_json(path / VERSIONS, versions())
-            for name in (METRICS, ROUNDS):
-                (path / name).touch()
-        self._log = logging.FileHandler(path / LOG, encoding="utf-8")
+        self._growing = {name: GrowingFile(path / name) for name in (METRICS, ROUNDS)}
+        self._log = _LogFile(path / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(self._log)
@@ -110,16 +110,25 @@ class RunDirectory:
         replace_file(path / WEIGHTS, weights_bytes(arrays, PREFIX if card["peft_type"] == PEFT_TYPE else ""))
         replace_json(path / CARD, card)
 
-    def save_checkpoint(self, server_round: int, shared: Arrays, own: dict[int, Arrays]) -> None:
+    def save_checkpoint(
+        self,
+        server_round: int,
+        shared: Arrays,
+        own: dict[int, Arrays],
+        failed: dict[int, int],
+        back: dict[int, int],
+    ) -> None:
         """Save what the run would go on from; a full disk is told, and the run goes on."""
-        sizes = {name: (self.path / name).stat().st_size for name in (METRICS, ROUNDS)}
         try:
-            write_checkpoint(self.path, Checkpoint(server_round, shared, own, sizes))
+            self._write_waiting()
+            sizes = {name: growing.path.stat().st_size for name, growing in self._growing.items()}
+            write_checkpoint(self.path, Checkpoint(server_round, shared, own, sizes, failed, back))
         except OSError as error:
             logger.warning("round %d cannot be resumed from: its checkpoint was not written (%s)", server_round, error)
 
     def finish(self, figures: dict[str, Any]) -> None:
-        """Write the result: there is one only if the run ended well."""
+        """Write the result: there is one only if the run ended well. Raises OSError where the disk is full."""
+        self._write_waiting()
         replace_json(self.path / RESULT, figures)
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
@@ -141,8 +150,16 @@ class RunDirectory:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.checkpoint is not None and line["round"] <= self.checkpoint.server_round:
             return  # a resumed run asks again what stands here already
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._growing[name].append(line)
+
+    def _write_waiting(self) -> None:
+        for growing in self._growing.values():
+            growing.write_waiting()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave out a line that a full disk has no room for: the console has it."""
 
 
 def settings_of(config: Config) -> dict[str, Any]:

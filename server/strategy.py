@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -17,8 +17,9 @@ from common.mixture_arrays import Arrays
 from common.mixture_spec import Spec
 from common.perplexity import geometric_mean, total
 from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply, unpack_train_reply
+from server.attendance import Attendance
 from server.client_mixtures import ClientMixtures
-from server.exchange import Exchanged, exchange
+from server.exchange import Exchanged, Reply, exchange, wait_for_any
 from server.expert_use import gate_figures
 from server.run_directory import RunDirectory
 from server.update_check import check_evaluate_reply, check_measured, check_update
@@ -59,59 +60,93 @@ class MixtureStrategy:
     wire_format: WireFormat = "float32"
     measures: Sequence[str] = ()  # beyond perplexity, after the last round
     quorum: float = 1.0  # share of the clients asked whose replies a round waits for
+    attempts: int = 1  # how often a round that nobody answers is tried
 
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
         """Run the rounds; return the mixtures and what the clients last said of them.
 
         Everything is in the run directory after each round; a run that is resumed goes on after the last one there.
-        What trains nothing is scored once. Raises RuntimeError when a round has no usable reply.
+        What trains nothing is scored once. Raises RuntimeError when no attempt at a round has a usable reply.
         """
         mixtures = ClientMixtures(arrays, self.aggregation, self.wire_format)
+        attendance = Attendance(self.timeout_seconds)
         last_round = 0
         if directory.checkpoint is not None:
-            last_round, mixtures.shared = directory.checkpoint.server_round, directory.checkpoint.shared
-            mixtures.own = dict(directory.checkpoint.own)
+            found = directory.checkpoint
+            last_round, mixtures.shared, mixtures.own = found.server_round, found.shared, dict(found.own)
+            attendance.failed, attendance.back = dict(found.failed), dict(found.back)
             log.info("going on after round %d", last_round)
         evaluated: Exchanged[EvaluateReply] = Exchanged()
         for server_round in range(last_round + 1, num_rounds + 1):
-            started = time.monotonic()
-            figures: dict[str, Any] = {"round": server_round}
-            trained: Exchanged[TrainReply] = Exchanged()
-            if self.spec.trainable():
-                trained = self.train(grid, server_round, mixtures, self.sample(server_round), directory)
-                mixtures.merge(trained.replies)
-                self.save(mixtures, server_round, directory)
-                figures["loss"] = fmean(update.loss for update in trained.replies.values())
-            measures = self.measures if server_round == num_rounds else ()
-            evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, measures)
-            clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
-            figures |= {
-                "perplexity": geometric_mean(client.perplexity for client in clients),
-                "bits_per_character": total(clients).bits_per_character,
-                "num_clients_trained": len(trained.replies),
-                "num_clients_evaluated": len(evaluated.replies),
-                "failed": {"train": trained.failures, "evaluate": evaluated.failures},
-                "bytes_down": trained.bytes_down + evaluated.bytes_down,
-                "bytes_up": trained.bytes_up + evaluated.bytes_up,
-                "seconds": time.monotonic() - started,
-            }
-            if self.spec.has_gate:
-                figures |= gate_figures(trained.replies.values(), evaluated.replies.values(), self.spec.num_gated)
-            directory.add_round(figures)
+            evaluated = self.run_round(grid, server_round, num_rounds, mixtures, attendance, directory)
             if server_round < num_rounds:  # the last round's scores make the result: it would be run again
-                directory.save_checkpoint(server_round, mixtures.shared, mixtures.own)
-            log.info(
-                "round %d of %d: loss %.3f, perplexity %.3f, %d clients, %.2f MB down, %.2f MB up, %.1f s",
-                server_round,
-                num_rounds,
-                figures.get("loss", math.nan),
-                figures["perplexity"],
-                len(trained.replies),
-                figures["bytes_down"] / 1e6,
-                figures["bytes_up"] / 1e6,
-                figures["seconds"],
-            )
+                directory.save_checkpoint(
+                    server_round, mixtures.shared, mixtures.own, attendance.failed, attendance.back
+                )
         return Outcome(mixtures, evaluated.replies)
+
+    def run_round(
+        self,
+        grid: Grid,
+        server_round: int,
+        num_rounds: int,
+        mixtures: ClientMixtures,
+        attendance: Attendance,
+        directory: RunDirectory,
+    ) -> Exchanged[EvaluateReply]:
+        """Have clients train, merge what they send, have them evaluate that; write the round's figures."""
+        started = time.monotonic()
+        is_last = server_round == num_rounds
+        figures: dict[str, Any] = {"round": server_round, "resting": attendance.resting(server_round)}
+        late: list[int] = []
+        trained: Exchanged[TrainReply] = Exchanged()
+        asked: Mapping[int, int] = {}
+        if self.spec.trainable():
+            asked = self.sample(server_round, attendance.present(self.nodes, server_round))
+            trained = self.train(grid, server_round, mixtures, asked, directory)
+            late += attendance.take_late(grid)
+            attendance.wait_for(trained.unanswered, started)
+            mixtures.merge(trained.replies)
+            try:
+                self.save(mixtures, server_round, directory)
+            except OSError as error:
+                if is_last:
+                    raise
+                log.warning("round %d: its mixture is not on disk (%s)", server_round, error)
+            figures["loss"] = fmean(update.loss for update in trained.replies.values())
+        between = time.monotonic()
+        scorers = self.nodes if is_last else attendance.present(self.nodes, server_round)
+        evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, scorers, is_last)
+        late += attendance.take_late(grid)
+        attendance.wait_for(evaluated.unanswered, between)
+        attendance.note(server_round, {*asked, *scorers}, trained.failures.keys() | evaluated.failures.keys())
+        clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
+        figures |= {
+            "perplexity": geometric_mean(client.perplexity for client in clients),
+            "bits_per_character": total(clients).bits_per_character,
+            "num_clients_trained": len(trained.replies),
+            "num_clients_evaluated": len(evaluated.replies),
+            "failed": {"train": trained.failures, "evaluate": evaluated.failures},
+            "late": sorted(late),
+            "bytes_down": trained.bytes_down + evaluated.bytes_down,
+            "bytes_up": trained.bytes_up + evaluated.bytes_up,
+            "seconds": time.monotonic() - started,
+        }
+        if self.spec.has_gate:
+            figures |= gate_figures(trained.replies.values(), evaluated.replies.values(), self.spec.num_gated)
+        directory.add_round(figures)
+        log.info(
+            "round %d of %d: loss %.3f, perplexity %.3f, %d clients, %.2f MB down, %.2f MB up, %.1f s",
+            server_round,
+            num_rounds,
+            figures.get("loss", math.nan),
+            figures["perplexity"],
+            len(trained.replies),
+            figures["bytes_down"] / 1e6,
+            figures["bytes_up"] / 1e6,
+            figures["seconds"],
+        )
+        return evaluated
 
     def personalise(self, grid: Grid, outcome: Outcome, server_round: int, directory: RunDirectory) -> Outcome:
         """Have every client train on from its mixture, for itself alone; return the mixtures and their scores.
@@ -122,7 +157,7 @@ class MixtureStrategy:
         mixtures.own |= outcome.mixtures.own
         mixtures.merge(self.train(grid, server_round, mixtures, self.nodes, directory).replies)
         self.save(mixtures, server_round, directory)
-        return Outcome(mixtures, self.evaluate(grid, server_round, mixtures, "personal", directory).replies)
+        return Outcome(mixtures, self.evaluate(grid, server_round, mixtures, "personal", directory, self.nodes).replies)
 
     def save(self, mixtures: ClientMixtures, server_round: int, directory: RunDirectory) -> None:
         """Save the mixture that all share, unless nobody works with it, and those of their own."""
@@ -132,14 +167,14 @@ class MixtureStrategy:
         if self.aggregation != "none":
             directory.save_mixture(mixtures.shared, described)
 
-    def sample(self, server_round: int) -> dict[int, int]:
-        """Choose the clients that train in a round, by seed and round alone; one alone for all if centralised."""
-        clients = sorted(self.nodes)
+    def sample(self, server_round: int, nodes: Mapping[int, int]) -> dict[int, int]:
+        """Choose who trains in a round, by seed and round alone, among these; one alone for all if centralised."""
+        clients = sorted(nodes)
         if self.centralised:
-            return {clients[0]: self.nodes[clients[0]]}
-        count = num_trainers(self.client_fraction, len(clients))
+            return {clients[0]: nodes[clients[0]]}
+        count = min(num_trainers(self.client_fraction, len(self.nodes)), len(clients))
         chosen = np.random.default_rng([self.seed, server_round]).choice(len(clients), count, replace=False)
-        return {clients[index]: self.nodes[clients[index]] for index in sorted(chosen)}
+        return {clients[index]: nodes[clients[index]] for index in sorted(chosen)}
 
     def train(
         self,
@@ -156,19 +191,11 @@ class MixtureStrategy:
             check_update(update, self.spec)
             return update
 
-        exchanged = exchange(
-            grid,
-            MessageType.TRAIN,
-            mixtures.instructions(server_round, self.spec.tasks, nodes),
-            nodes,
-            self.timeout_seconds,
-            read,
-            lambda client, update: directory.add_training(server_round, client, update),
-            quorum=self.quorum,
-        )
-        if not exchanged.replies:
-            raise RuntimeError(f"round {server_round}: no client sent an update that can be merged; {_why(exchanged)}")
-        return exchanged
+        def keep(client: int, update: TrainReply) -> None:
+            directory.add_training(server_round, client, update)
+
+        contents = mixtures.instructions(server_round, self.spec.tasks, nodes)
+        return self._ask(grid, MessageType.TRAIN, server_round, contents, nodes, read, keep, self.quorum)
 
     def evaluate(
         self,
@@ -177,9 +204,14 @@ class MixtureStrategy:
         mixtures: ClientMixtures,
         phase: str,
         directory: RunDirectory,
-        measures: Sequence[str] = (),
+        nodes: Mapping[int, int],
+        is_last: bool = False,
     ) -> Exchanged[EvaluateReply]:
-        """Have all clients evaluate; return their scores and expert use by task, and `measures`."""
+        """Have clients evaluate; return their scores and expert use by task.
+
+        The last evaluation makes the result: measures beyond perplexity are told, and all have their whole time.
+        """
+        measures = self.measures if is_last else ()
 
         def read(content: RecordDict) -> EvaluateReply:
             reply = unpack_evaluate_reply(content, self.spec.num_experts)
@@ -187,21 +219,42 @@ class MixtureStrategy:
             check_measured(reply.measured, reply.scores, measures)
             return reply
 
-        exchanged = exchange(
-            grid,
-            MessageType.EVALUATE,
-            mixtures.instructions(server_round, self.spec.tasks, self.nodes),
-            self.nodes,
-            self.timeout_seconds,
-            read,
-            lambda client, reply: directory.add_scores(server_round, phase, client, reply.scores, reply.measured),
-            quorum=self.quorum,
-        )
-        if not exchanged.replies:
-            raise RuntimeError(f"round {server_round}: no client sent its scores; {_why(exchanged)}")
-        return exchanged
+        def keep(client: int, reply: EvaluateReply) -> None:
+            directory.add_scores(server_round, phase, client, reply.scores, reply.measured)
 
+        contents = mixtures.instructions(server_round, self.spec.tasks, nodes)
+        quorum = 1.0 if is_last else self.quorum
+        return self._ask(grid, MessageType.EVALUATE, server_round, contents, nodes, read, keep, quorum)
 
-def _why(exchanged: Exchanged[TrainReply] | Exchanged[EvaluateReply]) -> str:
-    client, reason = next(iter(exchanged.failures.items()))
-    return f"client {client}: {reason}"
+    def _ask(
+        self,
+        grid: Grid,
+        message_type: str,
+        server_round: int,
+        contents: Mapping[int, RecordDict],
+        nodes: Mapping[int, int],
+        read: Callable[[RecordDict], Reply],
+        keep: Callable[[int, Reply], None],
+        quorum: float,
+    ) -> Exchanged[Reply]:
+        """Exchange messages, and again where nobody answers at all: all nodes may be starting again.
+
+        Raises RuntimeError when every attempt was in vain.
+        """
+        before: Exchanged[Reply] = Exchanged()
+        for attempt in range(1, self.attempts + 1):
+            exchanged = exchange(grid, message_type, contents, nodes, self.timeout_seconds, read, keep, quorum=quorum)
+            exchanged.bytes_down += before.bytes_down
+            exchanged.bytes_up += before.bytes_up
+            exchanged.unanswered |= before.unanswered
+            if exchanged.replies:
+                return exchanged
+            before = exchanged
+            if attempt < self.attempts:
+                log.warning(
+                    "round %d: nobody answered, attempt %d of %d follows", server_round, attempt + 1, self.attempts
+                )
+                wait_for_any(grid, nodes.values(), self.timeout_seconds)
+        client, reason = next(iter(before.failures.items()))
+        asked_for = "an update that can be merged" if message_type == MessageType.TRAIN else "its scores"
+        raise RuntimeError(f"round {server_round}: no client sent {asked_for}; client {client}: {reason}")

@@ -78,8 +78,15 @@ class InlineGrid(Grid):
         return list(self._states)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Queue a snapshot of each message and return their ids, which the messages passed in carry as well."""
+        """Queue a snapshot of each message and return their ids, which the messages passed in carry as well.
+
+        What a node has not begun when its next message comes is dropped: nobody waits for it any more.
+        """
         message_ids = []
+        messages = list(messages)
+        addressed = {message.metadata.dst_node_id for message in messages}
+        for message_id in [key for key, queued in self._queue.items() if queued.metadata.dst_node_id in addressed]:
+            del self._queue[message_id]
         for message in messages:
             if message.metadata.dst_node_id not in self._states:
                 raise ValueError(

@@ -140,10 +140,10 @@ def test_a_client_that_was_not_sampled_or_failed_keeps_its_own(
     trained = [
         client
         for server_round in range(1, 6)
-        for client in two_of_three.sample(server_round)
+        for client in two_of_three.sample(server_round, two_of_three.nodes)
         if (client, server_round) != (1, 2)
     ]
-    assert 1 in two_of_three.sample(2)
+    assert 1 in two_of_three.sample(2, two_of_three.nodes)
     counts = {client: trained.count(client) for client in range(3)}
     assert set(counts.values()) != {5}
     for client in range(3):

@@ -36,6 +36,10 @@ def strategy(spec: MixtureSpec, num_clients: int = 3, **changes: Any) -> Mixture
     return replace(plain, **changes)
 
 
+def sampled(chosen: MixtureStrategy, server_round: int) -> dict[int, int]:
+    return chosen.sample(server_round, chosen.nodes)
+
+
 @pytest.fixture
 def first(spec: MixtureSpec) -> Arrays:
     return initial_arrays(spec, np.random.default_rng(0))
@@ -97,24 +101,24 @@ def test_a_silent_client_is_a_failure_of_the_round_and_the_run_goes_on(
 
 
 def test_sampling_depends_on_seed_and_round_alone(spec: MixtureSpec) -> None:
-    samples = [[*strategy(spec, 10, client_fraction=0.5).sample(server_round)] for server_round in range(1, 9)]
-    assert samples == [[*strategy(spec, 10, client_fraction=0.5).sample(number)] for number in range(1, 9)]
+    samples = [[*sampled(strategy(spec, 10, client_fraction=0.5), server_round)] for server_round in range(1, 9)]
+    assert samples == [[*sampled(strategy(spec, 10, client_fraction=0.5), number)] for number in range(1, 9)]
     assert all(len(sample) == 5 and sample == sorted(sample) for sample in samples)
     assert len({tuple(sample) for sample in samples}) > 1
     assert {client for sample in samples for client in sample} == set(range(10))
-    assert samples != [[*strategy(spec, 10, client_fraction=0.5, seed=1).sample(number)] for number in range(1, 9)]
+    assert samples != [[*sampled(strategy(spec, 10, client_fraction=0.5, seed=1), number)] for number in range(1, 9)]
 
 
 def test_a_sample_maps_clients_to_their_nodes_whatever_their_order(spec: MixtureSpec) -> None:
     backwards = {client: 1000 + client for client in reversed(range(10))}
-    sample = strategy(spec, nodes=backwards, client_fraction=0.5).sample(1)
+    sample = sampled(strategy(spec, nodes=backwards, client_fraction=0.5), 1)
     assert sample == {client: 1000 + client for client in sample}
-    assert sample == strategy(spec, 10, client_fraction=0.5).sample(1)
+    assert sample == sampled(strategy(spec, 10, client_fraction=0.5), 1)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.34, 1), (0.5, 2), (1.0, 3)])
 def test_a_sample_is_never_empty(spec: MixtureSpec, fraction: float, count: int) -> None:
-    assert len(strategy(spec, 3, client_fraction=fraction).sample(1)) == count
+    assert len(sampled(strategy(spec, 3, client_fraction=fraction), 1)) == count
 
 
 def test_sampled_clients_train_and_all_evaluate(
@@ -124,7 +128,7 @@ def test_sampled_clients_train_and_all_evaluate(
     half.run(InlineGrid(clients.app, {}, 3), first, 3, directory)
     for server_round in (1, 2, 3):
         calls = [(phase, client) for phase, number, client in clients.calls if number == server_round]
-        trained = [("train", client) for client in half.sample(server_round)]
+        trained = [("train", client) for client in sampled(half, server_round)]
         assert calls == trained + [("evaluate", client) for client in range(3)]
 
 

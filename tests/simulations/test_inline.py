@@ -204,6 +204,23 @@ def test_both_apps_get_the_run_config_and_clients_their_node_config() -> None:
     assert [run_config for _, _, run_config in seen] == [config, config]  # though the first client changed its own
 
 
+def test_what_a_node_has_not_begun_when_its_next_message_comes_is_dropped() -> None:
+    app, seen = ClientApp(), []
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        seen.append((context.node_config["partition-id"], message.metadata.message_id))
+        return Message(RecordDict(), reply_to=message)
+
+    grid = InlineGrid(app, {}, 2)
+    first, second = grid.get_node_ids()
+    stale, kept = grid.push_messages([Message(RecordDict(), node, "train") for node in (first, second)])
+    (fresh,) = grid.push_messages([Message(RecordDict(), first, "train")])
+    while grid.pull_messages([stale, kept, fresh]):
+        pass
+    assert seen == [(1, kept), (0, fresh)]
+
+
 def test_what_the_server_app_raises_propagates() -> None:
     server_app = ServerApp()
 
