@@ -1,25 +1,28 @@
 """The host of a node: a process that keeps backbone, data and states, and answers the messages of its runs.
 
-    python -m client.host DIRECTORY
+    python -m client.host DIRECTORY [--memory-gib N]
 
 In a deployment Flower starts a process for each message; it hands the message over by the socket in DIRECTORY, which
 its owner alone may open. Messages are answered one at a time, in the order in which they came. What a client has to
 keep over a whole run, such as int8's rounding errors, lies in DIRECTORY/state and survives the host. At SIGTERM the
-host ends when the message that it works on is answered.
+host ends when the message that it works on is answered. With --memory-gib a message that would need more of the
+machine's memory fails by name, where the system would end the host, or another program in its place.
 """
 
+import argparse
 import logging
 import os
+import resource
 import select
 import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,7 @@ class Host:
         self._states.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(max_workers=1)  # torch's threads belong to the one that calls it
         self._lock = threading.Lock()
+        self._state_path = self._states
         self._state = RecordDict()
         self._backbone: list[Any] = []
 
@@ -83,18 +87,28 @@ class Host:
         backbone = [settings.get(key) for key in BACKBONE_KEYS]
         import_module("client.answers").forget(with_backbone=backbone != self._backbone)
         self._backbone = backbone
-        self._state = self._found_state(run_id)
+        self._state_path = self._path_of(about)
+        self._state = self._found_state()
         newest_first = sorted(self._states.glob("*.state"), key=lambda state: -state.stat().st_mtime)
         for old in newest_first[KEPT_STATES:]:
             old.unlink(missing_ok=True)
         log.info("run %d begins", run_id)
 
-    def _found_state(self, run_id: int) -> RecordDict:
-        path = self._state_of(run_id)
+    def _path_of(self, about: Mapping[str, Any]) -> Path:
+        """Return where the run's state lies; a run that is resumed has another number, but its old directory."""
+        run = sha256(str(about["run_config"].get("run-directory", "")).encode()).hexdigest()[:16]
+        path = self._states / f"{run}-{about['run_id']}.state"
+        if about["run_config"].get("resume") and not path.exists():
+            earlier = sorted(self._states.glob(f"{run}-*.state"), key=lambda state: state.stat().st_mtime)
+            if earlier:
+                earlier[-1].rename(path)
+        return path
+
+    def _found_state(self) -> RecordDict:
         try:
-            return unpack_records(path.read_bytes()) if path.is_file() else RecordDict()
+            return unpack_records(self._state_path.read_bytes()) if self._state_path.is_file() else RecordDict()
         except Exception as error:
-            log.warning("what this client kept for run %d is damaged and left out: %s", run_id, error)
+            log.warning("what this client kept for the run is damaged and left out: %s", error)
             return RecordDict()
 
     def _answer(self, about: Mapping[str, Any], body: bytes) -> RecordDict:
@@ -122,12 +136,9 @@ class Host:
         if not self._state:
             return
         try:
-            replace_file(self._state_of(self.health["run_id"]), pack_records(self._state))
+            replace_file(self._state_path, pack_records(self._state))
         except OSError as error:
             log.warning("what this client keeps for the run is not on disk (%s): a restart would lose it", error)
-
-    def _state_of(self, run_id: int) -> Path:
-        return self._states / f"{run_id}.state"
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
@@ -193,6 +204,22 @@ def serve(directory: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-if __name__ == "__main__":
+def limit_memory(gib: float) -> None:
+    """Let no allocation of this process succeed beyond a limit; files mapped into memory, such as weights, are free."""
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30),) * 2)
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--memory-gib", type=float, default=0.0, help="0: no limit")
+    arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.INFO)
-    serve(Path(sys.argv[1]))
+    if arguments.memory_gib:
+        limit_memory(arguments.memory_gib)
+    serve(arguments.directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0  # Ray goes in about 5
+START_SECONDS = 60.0
 COMMAND_SECONDS = 60.0  # `flwr list` takes about 3
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|[\u2500-\u257f]")  # colours, and the boxes that rich draws
 
@@ -107,16 +108,35 @@ class Processes:
 
 
 def run_flwr(home: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run Flower's command line to its end, with the connections that stand in the home's config.toml."""
-    return subprocess.run(
-        [Path(sysconfig.get_path("scripts")) / "flwr", *arguments],
-        cwd=home,
-        env=environment(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-    )
+    """Run Flower's command line to its end, with the connections that stand in the home's config.toml.
+
+    Raises RuntimeError where it does not end.
+    """
+    try:
+        return subprocess.run(
+            [Path(sysconfig.get_path("scripts")) / "flwr", *arguments],
+            cwd=home,
+            env=environment(home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"flwr {' '.join(arguments)} did not end within {COMMAND_SECONDS:.0f} s") from None
+
+
+def wait_for_superlink(
+    superlink: "subprocess.Popen[bytes]", port: int, log: Path, root_certificate: Path | None = None
+) -> None:
+    """Wait until a SuperLink on this machine answers. Raises RuntimeError, with its log's last line, if it does not."""
+
+    def is_up() -> bool:
+        return is_healthy(port, root_certificate=root_certificate)
+
+    poll(lambda: superlink.poll() is not None or is_up(), START_SECONDS)
+    if superlink.poll() is not None or not is_up():
+        raise RuntimeError(f"Flower's SuperLink did not come up: {last_line(log)} (see {log})")
 
 
 def is_healthy(port: int, host: str = "127.0.0.1", root_certificate: Path | None = None) -> bool:

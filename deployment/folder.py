@@ -32,6 +32,8 @@ partition-id = {number}
 num-partitions = {num_nodes}
 # Where this node's own processes meet, on this machine alone; two nodes on one machine need two.
 port = {port}
+# What its host may take of the machine's memory, mapped files aside; 0: no limit.
+memory-gib = 0.0
 
 # What this client has of its own. The keys are those of `fedmops simulate`: {keys}.
 [settings]
@@ -55,6 +57,7 @@ class NodePart:
     num_partitions: int
     port: int
     settings: dict[str, Any]
+    memory_gib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def read_node(part: Path) -> NodePart:
             int(found["num-partitions"]),
             int(found["port"]),
             dict(found.get("settings", {})),
+            float(found.get("memory-gib", 0.0)),
         )
     except KeyError as error:
         raise ValueError(f"{part / NODE}.toml: {error.args[0]} is missing") from None

@@ -9,6 +9,7 @@ from common.flower_processes import Processes
 from common.own_settings import HOST_KEY
 from deployment.certificates import AUTHORITY_CERTIFICATE
 from deployment.folder import NODE_KEY, NodePart, read_node
+from deployment.sole import sole
 from deployment.supervision import Program, Tell, look_after
 
 HOST, SUPERNODE = "host", "SuperNode"
@@ -22,9 +23,9 @@ def serve(part: Path, tell: Tell) -> None:
     socket = host_socket(part)
     if len(str(socket).encode()) > LONGEST_SOCKET_PATH:
         raise ValueError(f"{socket} is longer than {LONGEST_SOCKET_PATH} bytes: move the folder to a shorter path")
-    host = Program(HOST, "python", ["-m", "client.host", str(socket.parent)], part / "host.log")
+    host = Program(HOST, "python", host_arguments(part, node), part / "host.log")
     supernode = Program(SUPERNODE, "flower-supernode", supernode_arguments(part, node), part / "supernode.log")
-    with Processes(part) as processes:
+    with sole(part, tell), Processes(part) as processes:
         tell(f"client {node.partition_id} of {node.num_partitions}, for the SuperLink at {node.superlink}")
         look_after(processes, [host, supernode], tell, _deaf(socket))
 
@@ -32,6 +33,11 @@ def serve(part: Path, tell: Tell) -> None:
 def host_socket(part: Path) -> Path:
     """Return where a node's host listens."""
     return part / "host" / SOCKET
+
+
+def host_arguments(part: Path, node: NodePart) -> list[str]:
+    """Return what Python is called with for the host."""
+    return ["-m", "client.host", str(host_socket(part).parent), "--memory-gib", str(node.memory_gib)]
 
 
 def supernode_arguments(part: Path, node: NodePart) -> list[str]:

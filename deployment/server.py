@@ -4,12 +4,12 @@ import json
 import subprocess
 from pathlib import Path
 
-from common.flower_processes import Processes, is_healthy, last_line, poll, run_flwr
+from common.flower_processes import Processes, run_flwr, wait_for_superlink
 from deployment.certificates import AUTHORITY_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
 from deployment.folder import NODE_KEYS, SUPERLINK, ServerPart, read_server, write_connection
+from deployment.sole import sole
 from deployment.supervision import Program, Tell, look_after
 
-START_SECONDS = 60.0
 DATABASE = "superlink.db"
 
 
@@ -22,17 +22,8 @@ def serve(part: Path, tell: Tell) -> None:
     # It runs the ServerApp; apart from the SuperLink, so that a run outlives a SuperLink's fall.
     arguments = ["--runtime-api-address", f"127.0.0.1:{server.port}", "--root-certificates", str(certificate)]
     superexec = Program("SuperExec", "flower-superexec", arguments, part / "superexec.log")
-    with Processes(part) as processes:
-        superlink.start(processes)
-
-        def is_up() -> bool:
-            return is_healthy(server.port, "127.0.0.1", certificate)
-
-        ended = superlink.process
-        assert ended is not None
-        poll(lambda: ended.poll() is not None or is_up(), START_SECONDS)
-        if ended.poll() is not None or not is_up():
-            raise RuntimeError(f"the SuperLink did not come up: {last_line(superlink.log)} (see {superlink.log})")
+    with sole(part, tell), Processes(part) as processes:
+        wait_for_superlink(superlink.start(processes), server.port, superlink.log, certificate)
         write_connection(part, f"127.0.0.1:{server.port}")
         registered = register_nodes(part)
         tell(f"the SuperLink listens at {server.host}:{server.port}; it knows {registered} nodes by their keys")

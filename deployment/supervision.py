@@ -26,9 +26,10 @@ class Program:
     process: subprocess.Popen[bytes] | None = None
     restart_at: float = field(default=0.0)
 
-    def start(self, processes: Processes) -> None:
-        """Start the program."""
+    def start(self, processes: Processes) -> "subprocess.Popen[bytes]":
+        """Start the program; return its process."""
         self.process = processes.start(self.command, self.arguments, self.log)
+        return self.process
 
 
 def look_after(

@@ -10,6 +10,7 @@ from client.host_socket import ask_health
 from common.backbone_source import distribution_root
 from common.config import read_config
 from deployment import folder, node, run, server
+from server.run_directory import new_run_directory
 from simulations.settings import resolve
 
 deploy = typer.Typer(no_args_is_help=True, help="Run across machines: a server, a node for each client.")
@@ -59,7 +60,8 @@ def run_command(
 ) -> None:
     """Submit a run and follow it to its end. The exit code is 0 only where the run gave a result."""
     settings = resolve(words or [], {"num-clients": folder.read_control(part).num_nodes})
-    read_config(settings)
+    # Named here, so that nodes know the run by it, too, when it is resumed.
+    settings["run-directory"] = str(new_run_directory(read_config(settings)))
     ended = run.submit(part, distribution_root(), settings, tell)
     if ended != run.COMPLETED:
         raise RuntimeError(f"the run ended as {ended}: the server's superexec.log and its run's run.log tell more")

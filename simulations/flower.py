@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.flower_processes import Processes, is_healthy, last_line, poll, to_toml
+from common.flower_processes import Processes, last_line, to_toml, wait_for_superlink
 
-_START_SECONDS = 60.0  # a SuperLink is up after about 4
 _COMMAND_SECONDS = 60.0  # `flwr list` takes about 3
 _CONNECTION = "private"  # the name of our SuperLink in config.toml
 
@@ -85,9 +84,7 @@ def _start_services(processes: Processes, log_path: Path) -> list[subprocess.Pop
     # With "process" it is left to us to start the SuperExec, so that we know its process group.
     arguments = ["--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
     superlink = processes.start("flower-superlink", arguments, log_path)
-    poll(lambda: superlink.poll() is not None or is_healthy(port), _START_SECONDS)
-    if superlink.poll() is not None or not is_healthy(port):
-        raise RuntimeError(f"Flower's SuperLink did not come up: {last_line(log_path)} (see {log_path})")
+    wait_for_superlink(superlink, port, log_path)
 
     # If this process is killed outright, SuperExec sees its parent gone and ends, and in a minute the simulation.
     arguments = ["--insecure", "--runtime-api-address", address, "--parent-pid", str(os.getpid())]

@@ -116,11 +116,27 @@ def test_a_run_with_the_same_backbone_finds_it_loaded(serving, answers):
 
 
 def test_a_damaged_state_is_told_and_left_out(serving, tmp_path, caplog):
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "5.state").write_bytes(b"damaged")
+    path, server = serving()
+    ask_host(path, message_of("train"), context_of(5))
+    server.shutdown()
+    server.host.stop()
+    (state,) = (tmp_path / "state").iterdir()
+    state.write_bytes(b"damaged")
     path, _ = serving()
     assert ask_host(path, message_of("train"), context_of(5))["kept"]["count"] == 0
-    assert "what this client kept for run 5 is damaged and left out" in caplog.text
+    assert "what this client kept for the run is damaged and left out" in caplog.text
+
+
+def test_a_resumed_run_finds_its_state_by_its_directory_and_a_new_one_there_does_not(serving):
+    def count(run_id, **settings):
+        return ask_host(path, message_of("train"), context_of(run_id, **settings))["kept"]["count"]
+
+    path, _ = serving()
+    assert [count(1, **{"run-directory": "runs/a"}) for _ in range(2)] == [0, 1]
+    assert count(2, **{"run-directory": "runs/b"}) == 0
+    assert [count(3, **{"run-directory": "runs/a", "resume": True}) for _ in range(2)] == [2, 3]
+    assert count(4, **{"run-directory": "runs/c", "resume": True}) == 0
+    assert count(5, **{"run-directory": "runs/a"}) == 0
 
 
 def test_messages_wait_their_turn_and_health_is_told_meanwhile(serving, answers):
@@ -221,3 +237,18 @@ def test_a_real_host_listens_to_its_owner_alone_and_ends_when_asked(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_beyond_its_memory_an_allocation_fails_and_the_process_lives():
+    code = """
+import numpy as np
+from client.host import limit_memory
+limit_memory(0.5)
+try:
+    np.ones(2**27)
+except MemoryError as error:
+    print(error)
+print(np.ones(2**20).sum())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.splitlines()[1:] == ["1048576.0"] and "1.00 GiB" in done.stdout
