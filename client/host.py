@@ -54,6 +54,7 @@ class Host:
             "failed": 0,
             "deserted": 0,
             "backbone_loads": 0,
+            "unsaved": 0,  # times that what a client keeps for the run did not fit on the disk
         }
         self._states = directory / STATES
         self._states.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,6 +139,7 @@ class Host:
         try:
             replace_file(self._state_path, pack_records(self._state))
         except OSError as error:
+            self.health["unsaved"] += 1
             log.warning("what this client keeps for the run is not on disk (%s): a restart would lose it", error)
 
 

@@ -154,7 +154,7 @@ def test_messages_wait_their_turn_and_health_is_told_meanwhile(serving, answers)
     assert answers.order == [0, 1, 2]
     assert ask_health(path) | {"pid": 0} == {
         "pid": 0, "run_id": 1, "working_on": None, "waiting": 0, "answered": 3, "failed": 0, "deserted": 0,
-        "backbone_loads": 1,
+        "backbone_loads": 1, "unsaved": 0,
     }  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_and_the_answer_comes_nevertheless(serving, monkeypa
     path, _ = serving()
     for expected in (0, 1):
         assert ask_host(path, message_of("train"), context_of(1))["kept"]["count"] == expected
-    assert "No space left on device" in caplog.text
+    assert "No space left on device" in caplog.text and ask_health(path)["unsaved"] == 2
 
 
 def test_a_real_host_listens_to_its_owner_alone_and_ends_when_asked(tmp_path):
