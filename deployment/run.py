@@ -15,9 +15,26 @@ from deployment.folder import SUPERLINK, read_control, write_connection
 from deployment.supervision import Tell
 
 COMPLETED, NO_DETAILS = "finished:completed", "N/A"
+LOST = "No heartbeat received"  # of the ServerApp: it was killed, or could not reach the SuperLink for a minute
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 180.0  # with a SuperLink that is started again
 _RUN_ID = re.compile(r"run (\d+)")
+
+
+def submit_and_resume(
+    part: Path, app_directory: Path, run_config: Mapping[str, Value], num_resumes: int, tell: Tell
+) -> str:
+    """Submit a run, and again, to go on after its last whole round, where its ServerApp was lost; return how it ended.
+
+    Its run-directory must be given.
+    """
+    ended = submit(part, app_directory, run_config, tell)
+    for number in range(1, num_resumes + 1):
+        if LOST not in ended:
+            break
+        tell(f"the ServerApp was lost; the run is resumed, {number} of at most {num_resumes} times")
+        ended = submit(part, app_directory, {**run_config, "resume": True}, tell)
+    return ended
 
 
 def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tell: Tell) -> str:

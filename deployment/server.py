@@ -2,15 +2,19 @@
 
 import json
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.flower_processes import Processes, run_flwr, wait_for_superlink
+from common.flower_processes import Processes, is_healthy, run_flwr, wait_for_superlink
 from deployment.certificates import AUTHORITY_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
 from deployment.folder import NODE_KEYS, SUPERLINK, ServerPart, read_server, write_connection
 from deployment.sole import sole
 from deployment.supervision import Program, Tell, look_after
 
 DATABASE = "superlink.db"
+SUPERLINK_NAME = "SuperLink"
+LOOK_SECONDS, SILENT_SECONDS = 2.0, 8.0
 
 
 def serve(part: Path, tell: Tell) -> None:
@@ -18,7 +22,7 @@ def serve(part: Path, tell: Tell) -> None:
     part = part.resolve()
     server = read_server(part)
     certificate = part / AUTHORITY_CERTIFICATE
-    superlink = Program("SuperLink", "flower-superlink", superlink_arguments(part, server), part / "superlink.log")
+    superlink = Program(SUPERLINK_NAME, "flower-superlink", superlink_arguments(part, server), part / "superlink.log")
     # It runs the ServerApp; apart from the SuperLink, so that a run outlives a SuperLink's fall.
     arguments = ["--runtime-api-address", f"127.0.0.1:{server.port}", "--root-certificates", str(certificate)]
     superexec = Program("SuperExec", "flower-superexec", arguments, part / "superexec.log")
@@ -28,7 +32,8 @@ def serve(part: Path, tell: Tell) -> None:
         registered = register_nodes(part)
         tell(f"the SuperLink listens at {server.host}:{server.port}; it knows {registered} nodes by their keys")
         superexec.start(processes)
-        look_after(processes, [superlink, superexec], tell)
+        silent = _silent(lambda: is_healthy(server.port, root_certificate=certificate))
+        look_after(processes, [superlink, superexec], tell, silent)
 
 
 def superlink_arguments(part: Path, server: ServerPart) -> list[str]:
@@ -58,3 +63,27 @@ def _is_registered(done: subprocess.CompletedProcess[str]) -> bool:
     except ValueError:
         answer = {}
     return bool(answer.get("success")) or "already in use" in done.stdout + done.stderr
+
+
+def _silent(is_up: Callable[[], bool]) -> Callable[[], Sequence[str]]:
+    """Tell when a SuperLink that was up answers no more: one that was asked to end may take a minute for it.
+
+    A run whose ServerApp cannot reach it for a minute is lost.
+    """
+    heard: float | None = None  # None until it is up
+    looked = 0.0
+
+    def look() -> Sequence[str]:
+        nonlocal heard, looked
+        now = time.monotonic()
+        if now < looked + LOOK_SECONDS:
+            return ()
+        looked = now
+        if is_up():
+            heard = now
+        elif heard is not None and now > heard + SILENT_SECONDS:
+            heard = None
+            return (SUPERLINK_NAME,)
+        return ()
+
+    return look

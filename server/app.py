@@ -36,7 +36,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the first exchange to the result."""
     config = read_config(context.run_config)
-    nodes = wait_for_nodes(grid, config.num_clients, CONNECT_SECONDS)
+    nodes = wait_for_nodes(grid, config.num_clients, CONNECT_SECONDS, config.quorum)
     directory = RunDirectory(new_run_directory(config), config)
     try:
         federate(grid, nodes, config, directory)

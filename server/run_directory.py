@@ -21,6 +21,7 @@ from common.saved_run import CONFIG
 from common.wire.rounds import TrainReply
 from server.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 from server.growing_file import GrowingFile
+from server.run_log import RunLog
 
 # A child of Flower's logger, so that `flwr run --stream` shows it.
 logger = logging.getLogger("flwr.fedmops")
@@ -28,6 +29,7 @@ logger = logging.getLogger("flwr.fedmops")
 VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes", "datasets", "flwr-datasets", "numpy")
 
 VERSIONS, RESULT = "versions.json", "result.json"
+HOLD_SECONDS = 60.0  # a ServerApp that Flower has given up may take its time to end
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
 # Keys in which a resumed run may differ from what it was: where it lies, and how long it waits for whom.
 RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", "quorum", *CHANGE_NO_RESULT)
@@ -55,18 +57,24 @@ class RunDirectory:
         self.checkpoint: Checkpoint | None = None
         if config.resume:
             check_resumable(path, config)
-            self.checkpoint = read_checkpoint(path)
-            for name, size in self.checkpoint.sizes.items():
-                os.truncate(path / name, size)
         else:
             path.mkdir(parents=True, exist_ok=True)
             if (path / METRICS).exists():
                 raise FileExistsError(f"run-directory {path} holds a run already: name another or remove it")
-            replace_json(path / CONFIG, settings_of(config))
-            replace_json(path / VERSIONS, versions())
-        self._growing = {name: GrowingFile(path / name) for name in (METRICS, ROUNDS)}
-        self._log = _LogFile(path / LOG, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log = RunLog(path / LOG)
+        try:
+            self._log.hold(HOLD_SECONDS if config.resume else 0.0)
+            if config.resume:
+                self.checkpoint = read_checkpoint(path)
+                for name, size in self.checkpoint.sizes.items():
+                    os.truncate(path / name, size)
+            else:
+                replace_json(path / CONFIG, settings_of(config))
+                replace_json(path / VERSIONS, versions())
+            self._growing = {name: GrowingFile(path / name) for name in (METRICS, ROUNDS)}
+        except BaseException:
+            self._log.close()
+            raise
         logger.setLevel(logging.INFO)
         logger.addHandler(self._log)
 
@@ -155,11 +163,6 @@ class RunDirectory:
     def _write_waiting(self) -> None:
         for growing in self._growing.values():
             growing.write_waiting()
-
-
-class _LogFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Leave out a line that a full disk has no room for: the console has it."""
 
 
 def settings_of(config: Config) -> dict[str, Any]:

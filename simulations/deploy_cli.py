@@ -57,12 +57,16 @@ def run_command(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[PRESET|FILE.toml] [KEY=VALUE]...", help="as of fedmops simulate")
     ] = None,
+    resumes: Annotated[int, typer.Option(min=0, help="how often at most, where the ServerApp is lost")] = 3,
 ) -> None:
-    """Submit a run and follow it to its end. The exit code is 0 only where the run gave a result."""
+    """Submit a run and follow it to its end. The exit code is 0 only where the run gave a result.
+
+    Where the ServerApp is lost, the run is resumed after its last whole round.
+    """
     settings = resolve(words or [], {"num-clients": folder.read_control(part).num_nodes})
     # Named here, so that nodes know the run by it, too, when it is resumed.
     settings["run-directory"] = str(new_run_directory(read_config(settings)))
-    ended = run.submit(part, distribution_root(), settings, tell)
+    ended = run.submit_and_resume(part, distribution_root(), settings, resumes, tell)
     if ended != run.COMPLETED:
         raise RuntimeError(f"the run ended as {ended}: the server's superexec.log and its run's run.log tell more")
 

@@ -63,3 +63,26 @@ def test_a_log_is_shown_to_its_last_line_and_tells_the_runs_number(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=file)
     assert run._follow(process, log, said.append) == "123"
     assert said == ["Successfully started run 123", "the end"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "num_resumes", "submitted"),
+    [
+        (["finished:failed: No heartbeat received from the task", run.COMPLETED], 3, [False, True]),
+        (["finished:failed: No heartbeat received from the task"] * 3, 2, [False, True, True]),
+        (["finished:failed: no client"], 3, [False]),
+        ([run.COMPLETED], 3, [False]),
+    ],
+)
+def test_a_run_whose_serverapp_was_lost_is_resumed(monkeypatch, tmp_path, ends, num_resumes, submitted):
+    seen = []
+
+    def submit(part, app_directory, run_config, tell):
+        seen.append(run_config)
+        return ends[len(seen) - 1]
+
+    monkeypatch.setattr(run, "submit", submit)
+    config = {"resume": False, "run-directory": "runs/a"}
+    ended = run.submit_and_resume(tmp_path, tmp_path, config, num_resumes, lambda line: None)
+    assert ended == ends[-1]
+    assert seen == [{"resume": resume, "run-directory": "runs/a"} for resume in submitted]

@@ -194,3 +194,12 @@ def test_waiting_ends_when_enough_nodes_have_come(network: Any, monkeypatch: pyt
 def test_waiting_for_nodes_that_do_not_come_raises(network: Any) -> None:
     with pytest.raises(TimeoutError, match=r"num-clients is 4, but 3 nodes are connected after 0\.5 s: start more"):
         wait_for_nodes(network, 4, TIMEOUT_SECONDS)
+
+
+def test_a_quorum_of_nodes_is_enough_to_begin_when_the_others_do_not_come(
+    network: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert wait_for_nodes(network, 4, 0.01, quorum=0.7) == sorted(network.nodes.values())
+    assert "3 nodes are connected after 0.01 s: the run begins without the others, by its quorum" in caplog.text
+    with pytest.raises(TimeoutError):
+        wait_for_nodes(network, 4, 0.01, quorum=0.8)

@@ -20,6 +20,7 @@ from common.wire.rounds import TrainReply
 from server import run_directory as module
 from server.app import app as server_app
 from server.run_directory import METRICS, RESULT, ROUNDS, RunDirectory, new_run_directory
+from server.run_log import RunLog
 from simulations.inline import run_inline
 
 RunConfig = Callable[..., dict[str, Any]]
@@ -278,3 +279,14 @@ def test_a_line_is_in_the_file_at_once(directory: RunDirectory) -> None:
     assert [line["task"] for line in lines(directory.path / METRICS)] == ["a", "b"]
     directory.add_round({"round": 1})
     assert lines(directory.path / ROUNDS) == [{"round": 1}]
+
+
+def test_a_directory_that_another_process_writes_to_is_refused(tmp_path: Path, config: Config) -> None:
+    held = RunLog(tmp_path / "run.log")
+    held.hold(0.0)
+    try:
+        with pytest.raises(ValueError, match=r"another process writes to run-directory .*: end it first"):
+            RunDirectory(tmp_path, config)
+    finally:
+        held.close()
+    RunDirectory(tmp_path, config).close()

@@ -1,0 +1,63 @@
+"""Twenty kills at random moments of a run of 30 rounds, with the built-in backbone and real processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deployment.deployed import FEDMOPS, Deployment
+
+pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("random kills")]
+
+NUM_ROUNDS, NUM_KILLS = 30, 20
+WORDS = [
+    *("device=cpu", "num-clients=2", f"num-rounds={NUM_ROUNDS}", "num-local-steps=12", "batch-size=16"),
+    *("tasks=2", "train-examples=200", "eval-examples=40", "num-experts=4", "learning-rate=0.04", "wire-format=int8"),
+    *("quorum=0.5", "round-timeout-seconds=45"),
+]
+SECONDS_OF_A_ROUND = 8.0  # about: kills fall anywhere in one
+VICTIMS = ["client.host"] * 8 + ["flwr-clientapp"] * 5 + ["flower-supernode"] * 4 + ["flower-superlink"] * 3
+LARGEST_DIFFERENCE = 0.02
+
+
+def test_a_run_of_30_rounds_outlives_20_kills_at_random_and_is_as_good_as_undisturbed(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    assert len(VICTIMS) == NUM_KILLS
+    victims = rng.sample(VICTIMS, NUM_KILLS)
+    run = deployment.submit("kills", *WORDS)
+    for victim, moment in zip(victims, sorted(rng.uniform(1, NUM_ROUNDS - 2) for _ in victims), strict=True):
+        run.wait_for_round(int(moment))
+        time.sleep(moment % 1 * SECONDS_OF_A_ROUND)
+        number = rng.randrange(2)
+        words = {
+            "client.host": [f"node-{number}"],
+            "flwr-clientapp": [str(deployment.node_port(number))],
+            "flower-supernode": [str(deployment.node_port(number))],
+            "flower-superlink": [],
+        }[victim]
+        run.wait(lambda victim=victim, words=words: deployment.pids(victim, *words), f"{victim} runs")
+        deployment.kill(victim, *words, number=rng.choice([signal.SIGKILL, signal.SIGTERM]))
+    assert run.ends() == 0, run.said
+    run.check_whole(NUM_ROUNDS)
+
+    simulated = subprocess.run(
+        [FEDMOPS, "simulate", *WORDS, f"run-directory={tmp_path / 'undisturbed'}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert simulated.returncode == 0, simulated.stderr
+    undisturbed = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
+    assert abs(run.result["perplexity"] / undisturbed["perplexity"] - 1) < LARGEST_DIFFERENCE
+    lost = sum(2 - row["num_clients_trained"] for row in run.rounds[1:])
+    print(
+        f"{lost} of {2 * NUM_ROUNDS} trainings lost, perplexity {run.result['perplexity']}, {undisturbed['perplexity']}"
+    )
+    assert lost  # the kills were felt
