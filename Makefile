@@ -13,7 +13,7 @@ test: $(INSTALLED) ## all tests, offline, but those of a deployment
 	$(BIN)/python -m pytest -m "not deploy"
 
 test-deploy: $(INSTALLED) ## a server and two nodes on this machine, and what happens when they die: some minutes
-	$(BIN)/python -m pytest -m deploy --numprocesses=0
+	$(BIN)/python -m pytest -m deploy --numprocesses=2 --dist=loadgroup
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.host_socket import ask_host
+from client.host_socket import ask_host, take_leave_at_exit
 from common.own_settings import HOST_KEY
 from common.wire.preparation import QUERIES
 
@@ -20,7 +20,7 @@ def on_message(message: Message, context: Context) -> Message:
     """Reply to a message of any kind."""
     host = context.node_config.get(HOST_KEY)
     if host is not None:
-        return Message(ask_host(Path(str(host)), message, context), reply_to=message)
+        return Message(ask_host(Path(str(host)), message, context, take_leave_at_exit), reply_to=message)
     from client.answers import answer  # loads torch
 
     return Message(answer(message.metadata.message_type, message.content, context), reply_to=message)

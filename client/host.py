@@ -29,7 +29,7 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from client.host_socket import SOCKET, pack_records, receive_frame, send_frame, unpack_records
+from client.host_socket import HEALTH, SOCKET, pack_records, receive_frame, send_frame, unpack_records
 from common.atomic_file import replace_file
 
 log = logging.getLogger("flwr.fedmops.host")
@@ -153,10 +153,10 @@ class _Handler(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def handle(self) -> None:
-        """Read a message, wait for its answer, send it; take notice when who asked is gone."""
+        """Read a message, wait for its answer, send it; take notice when who asked ends without taking leave."""
         try:
             about, body = receive_frame(self.request)
-            if about["message_type"] == "health":
+            if about["message_type"] == HEALTH:
                 send_frame(self.request, self.server.host.health)
                 return
             try:
@@ -165,6 +165,7 @@ class _Handler(socketserver.BaseRequestHandler):
                 send_frame(self.request, {"error": str(error) or type(error).__name__})
             else:
                 send_frame(self.request, {}, pack_records(content))
+            receive_frame(self.request)  # the leave
         except OSError:
             self._desert()
 
@@ -182,7 +183,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
     def _desert(self) -> None:
         self.server.host.health["deserted"] += 1
-        log.warning("the ClientApp that waited for an answer has ended")
+        log.warning("a ClientApp was killed before it had sent its answer on")
 
 
 def serve(directory: Path) -> None:

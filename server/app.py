@@ -17,6 +17,7 @@ from common.mixture_spec import Spec, num_parameters
 from common.perplexity import geometric_mean, total
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply
+from server.bounded_pulls import bound_pulls
 from server.exchange import wait_for_nodes
 from server.first_adapter import first_adapter
 from server.first_mixture import first_mixture
@@ -36,6 +37,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the first exchange to the result."""
     config = read_config(context.run_config)
+    bound_pulls()
     nodes = wait_for_nodes(grid, config.num_clients, CONNECT_SECONDS, config.quorum)
     directory = RunDirectory(new_run_directory(config), config)
     try:

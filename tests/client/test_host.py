@@ -189,6 +189,36 @@ def test_a_clientapp_that_ends_before_its_answer_is_noticed(serving, answers):
     wait_until(lambda: ask_health(path)["deserted"] == 1)
 
 
+LEAVING = """
+import os, signal, socket, sys
+from client.host_socket import LEAVE, receive_frame, send_frame, take_leave_at_exit
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Flower does
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+about = {"run_id": 1, "run_config": {"key": ""}, "node_config": {"partition-id": 0}}
+send_frame(connection, {"message_type": "train", **about})
+receive_frame(connection)
+take_leave_at_exit(connection)
+if sys.argv[2]:
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("number", "deserted"), [("", 0), (signal.SIGTERM, 1), (signal.SIGKILL, 1)])
+def test_a_clientapp_that_ends_after_its_answer_takes_leave_unless_it_is_killed(serving, number, deserted):
+    path, server = serving()
+    words = [sys.executable, "-c", LEAVING, str(path), str(number and int(number))]
+    subprocess.run(words, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    if deserted:
+        wait_until(lambda: ask_health(path)["deserted"] == 1)
+    server.shutdown()
+    server.server_close()
+    for thread in threading.enumerate():
+        if "process_request" in thread.name:
+            thread.join(20)
+    assert server.host.health["deserted"] == deserted and server.host.health["answered"] == 1
+
+
 def test_a_host_that_dies_is_named(tmp_path):
     path = tmp_path / SOCKET
     with socket.socket(socket.AF_UNIX) as listening:
