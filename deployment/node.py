@@ -1,5 +1,6 @@
 """A node's machine: the host, which keeps the backbone, and the SuperNode, which brings it the server's messages."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from deployment.sole import sole
 from deployment.supervision import Program, Tell, look_after
 
 HOST, SUPERNODE = "host", "SuperNode"
+SUPEREXEC = "flower-superexec"
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 
 
@@ -27,7 +29,7 @@ def serve(part: Path, tell: Tell) -> None:
     supernode = Program(SUPERNODE, "flower-supernode", supernode_arguments(part, node), part / "supernode.log")
     with sole(part, tell), Processes(part) as processes:
         tell(f"client {node.partition_id} of {node.num_partitions}, for the SuperLink at {node.superlink}")
-        look_after(processes, [host, supernode], tell, _deaf(socket))
+        look_after(processes, [host, supernode], tell, _deaf(socket, supernode))
 
 
 def host_socket(part: Path) -> Path:
@@ -56,17 +58,31 @@ def supernode_arguments(part: Path, node: NodePart) -> list[str]:
     ]
 
 
-def _deaf(socket: Path) -> Callable[[], Sequence[str]]:
-    """Tell when a ClientApp's process has died before its answer: its SuperNode waits for it for ever."""
-    seen: dict[int, int] = {}
+def _deaf(socket: Path, supernode: Program) -> Callable[[], Sequence[str]]:
+    """Tell when a SuperNode waits for ever: a ClientApp was killed, or the SuperExec that starts them."""
+    seen: dict[int, int] = {}  # deserted messages, by the host's process
+    with_superexec: set[int] = set()  # SuperNodes' processes
 
     def look() -> Sequence[str]:
-        try:
+        deaf = False
+        with contextlib.suppress(OSError):
             health = ask_health(socket)
-        except OSError:
-            return ()
-        before = seen.get(health["pid"], 0)
-        seen[health["pid"]] = health["deserted"]
-        return (SUPERNODE,) if health["deserted"] > before else ()
+            deaf = health["deserted"] > seen.get(health["pid"], 0)
+            seen[health["pid"]] = health["deserted"]
+        pid = None if supernode.process is None else supernode.process.pid
+        if pid is not None and has_child(pid, SUPEREXEC):
+            with_superexec.add(pid)
+        elif pid in with_superexec:
+            deaf = True
+        return (SUPERNODE,) if deaf else ()
 
     return look
+
+
+def has_child(pid: int, program: str) -> bool:
+    """Tell whether a process has started this program and it still runs. Without /proc it never has."""
+    with contextlib.suppress(OSError):  # ended meanwhile
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if program.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                return True
+    return False
