@@ -59,7 +59,7 @@ def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tel
 
 def _end_of(part: Path, run_id: str, tell: Tell) -> str:
     """Wait until a run has ended, whatever became of its log and of the SuperLink; return how it ended."""
-    missed_since = None
+    missed_since, told = None, ""
     while True:
         try:
             status = status_of(part, run_id)
@@ -71,7 +71,9 @@ def _end_of(part: Path, run_id: str, tell: Tell) -> str:
             status = f"out of sight ({error})"
         if status.startswith("finished"):
             return status
-        tell(f"its log has ended, but not the run: {status}")
+        if status != told:
+            tell(f"its log has ended, but not the run: {status}")
+        told = status
         time.sleep(POLL_SECONDS)
 
 

@@ -28,12 +28,10 @@ def answering(monkeypatch, *answers):
 
 def test_a_run_that_outlives_its_log_is_waited_for(monkeypatch, tmp_path):
     said = []
-    answering(monkeypatch, RuntimeError("gone"), "running", RuntimeError("gone"), "finished:completed")
+    answering(monkeypatch, RuntimeError("gone"), "running", "running", RuntimeError("gone"), "finished:completed")
     assert run._end_of(tmp_path, "7", said.append) == run.COMPLETED
-    assert said[:2] == [
-        "its log has ended, but not the run: out of sight (gone)",
-        "its log has ended, but not the run: running",
-    ]
+    gone, running = (f"its log has ended, but not the run: {status}" for status in ("out of sight (gone)", "running"))
+    assert said == [gone, running, gone]  # each once
 
 
 def test_a_superlink_that_stays_away_is_an_error(monkeypatch, tmp_path):
