@@ -1,20 +1,18 @@
 """A node's machine: the host, which keeps the backbone, and the SuperNode, which brings it the server's messages."""
 
-import contextlib
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from client.host_socket import SOCKET, ask_health
+from client.host_socket import SOCKET
 from common.flower_processes import Processes
 from common.own_settings import HOST_KEY
 from deployment.certificates import AUTHORITY_CERTIFICATE
+from deployment.deafness import deafness
 from deployment.folder import NODE_KEY, NodePart, read_node
 from deployment.sole import sole
 from deployment.supervision import Program, Tell, look_after
 
 HOST, SUPERNODE = "host", "SuperNode"
-SUPEREXEC = "flower-superexec"
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 
 
@@ -29,7 +27,7 @@ def serve(part: Path, tell: Tell) -> None:
     supernode = Program(SUPERNODE, "flower-supernode", supernode_arguments(part, node), part / "supernode.log")
     with sole(part, tell), Processes(part) as processes:
         tell(f"client {node.partition_id} of {node.num_partitions}, for the SuperLink at {node.superlink}")
-        look_after(processes, [host, supernode], tell, _deaf(socket, supernode))
+        look_after(processes, [host, supernode], tell, deafness(socket, supernode))
 
 
 def host_socket(part: Path) -> Path:
@@ -56,33 +54,3 @@ def supernode_arguments(part: Path, node: NodePart) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(node.port)),
         *("--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in own.items())),
     ]
-
-
-def _deaf(socket: Path, supernode: Program) -> Callable[[], Sequence[str]]:
-    """Tell when a SuperNode waits for ever: a ClientApp was killed, or the SuperExec that starts them."""
-    seen: dict[int, int] = {}  # deserted messages, by the host's process
-    with_superexec: set[int] = set()  # SuperNodes' processes
-
-    def look() -> Sequence[str]:
-        deaf = False
-        with contextlib.suppress(OSError):
-            health = ask_health(socket)
-            deaf = health["deserted"] > seen.get(health["pid"], 0)
-            seen[health["pid"]] = health["deserted"]
-        pid = None if supernode.process is None else supernode.process.pid
-        if pid is not None and has_child(pid, SUPEREXEC):
-            with_superexec.add(pid)
-        elif pid in with_superexec:
-            deaf = True
-        return (SUPERNODE,) if deaf else ()
-
-    return look
-
-
-def has_child(pid: int, program: str) -> bool:
-    """Tell whether a process has started this program and it still runs. Without /proc it never has."""
-    with contextlib.suppress(OSError):  # ended meanwhile
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if program.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                return True
-    return False

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("random kills")]
 NUM_ROUNDS, NUM_KILLS = 30, 20
 WORDS = [
     *("device=cpu", "num-clients=2", f"num-rounds={NUM_ROUNDS}", "num-local-steps=12", "batch-size=16"),
-    *("tasks=2", "train-examples=200", "eval-examples=40", "num-experts=4", "learning-rate=0.04", "wire-format=int8"),
+    *("tasks=2", "train-examples=2000", "eval-examples=40", "num-experts=4", "learning-rate=0.04", "wire-format=int8"),
     "round-timeout-seconds=30",
 ]
 SECONDS_OF_A_ROUND = 8.0  # about: kills fall anywhere in one
