@@ -58,7 +58,5 @@ def test_a_run_of_30_rounds_outlives_20_kills_at_random_and_is_as_good_as_undist
     found = run.result["perplexity"]
     assert min(usual) * (1 - LARGEST_DIFFERENCE) < found < max(usual) * (1 + LARGEST_DIFFERENCE)
     lost = sum(2 - row["num_clients_trained"] for row in run.rounds[1:])
-    print(
-        f"{lost} of {2 * NUM_ROUNDS} trainings lost, perplexity {run.result['perplexity']}, {undisturbed['perplexity']}"
-    )
+    print(f"{lost} of {2 * NUM_ROUNDS} trainings lost: {found} for {usual[-1]} ({min(usual)} to {max(usual)})")
     assert lost  # the kills were felt
