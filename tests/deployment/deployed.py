@@ -38,6 +38,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def simulate(directory: Path, words: list[str]) -> None:
+    """Simulate an undisturbed run, on one thread as hosts do here."""
+    simulated = subprocess.run(
+        [FEDMOPS, "simulate", *words, f"run-directory={directory}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert simulated.returncode == 0, simulated.stderr
+
+
 class Run:
     """A run that was submitted: what it says and what it writes."""
 

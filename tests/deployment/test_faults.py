@@ -1,16 +1,14 @@
 """What a deployment survives, with Flower's real processes: the death of each of them, and full disks."""
 
 import json
-import os
 import resource
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from common.mixture_file import WEIGHTS
-from tests.deployment.deployed import FEDMOPS, Deployment, lines
+from tests.deployment.deployed import Deployment, lines, simulate
 
 pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("deploy")]
 
@@ -63,13 +61,7 @@ def test_a_run_whose_serverapp_was_killed_is_resumed_to_the_bits_of_a_simulation
 ) -> None:
     words = [*settings, "num-rounds=4", "num-local-steps=20"]
     undisturbed = tmp_path / "undisturbed"
-    simulated = subprocess.run(
-        [FEDMOPS, "simulate", *words, f"run-directory={undisturbed}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert simulated.returncode == 0, simulated.stderr
+    simulate(undisturbed, words)
 
     killed = deployment.submit("killed", *words)
     killed.wait_for_round(2)

@@ -1,15 +1,13 @@
 """Twenty kills at random moments of a run of 30 rounds, with the built-in backbone and real processes."""
 
-import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.deployment.deployed import FEDMOPS, Deployment, lines
+from tests.deployment.deployed import Deployment, lines, simulate
 
 pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("random kills")]
 
@@ -46,13 +44,7 @@ def test_a_run_of_30_rounds_outlives_20_kills_at_random_and_is_as_good_as_undist
     assert run.ends() == 0, run.said
     run.check_whole(NUM_ROUNDS)
 
-    simulated = subprocess.run(
-        [FEDMOPS, "simulate", *WORDS, f"run-directory={tmp_path / 'undisturbed'}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert simulated.returncode == 0, simulated.stderr
+    simulate(tmp_path / "undisturbed", WORDS)
     # An undisturbed run's rounds wander by nearly as much, too.
     usual = [row["perplexity"] for row in lines(tmp_path / "undisturbed" / "rounds.jsonl")[-NUM_LAST:]]
     found = run.result["perplexity"]

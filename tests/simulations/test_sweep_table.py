@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -147,12 +148,11 @@ def test_a_crash_while_writing_leaves_the_old_table(
     before = {path.name: path.read_bytes() for path in tmp_path.glob("sweep.*")}
     run_some(sweep, "")
 
-    def full(path: Path, content: bytes) -> int:
-        with open(path, "wb") as file:
-            file.write(content[:10])
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, 10)
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("common.atomic_file.os.fsync", full)
     with pytest.raises(OSError, match="the disk is full"):
         write(sweep, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("sweep.*")} == before
