@@ -8,7 +8,8 @@ from typing import NamedTuple
 from flwr.serverapp import Grid
 
 # Rounds in a row that a client may fail in; then it rests for one round, and twice as long each time it fails again.
-FAILURES_BEFORE_REST = 2
+# A SuperNode that was killed is refused for a minute, which may be two short rounds.
+FAILURES_BEFORE_REST = 3
 LONGEST_REST = 8  # rounds
 
 

@@ -15,7 +15,7 @@ from simulations.cli import main
 from tests.deployment.deployed import Deployment, free_port, wait_until
 from tests.tiny import backbone_on_disk
 
-pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("deploy")]
+pytestmark = pytest.mark.deploy
 
 
 def test_a_run_gives_what_a_simulation_gives_and_loads_each_backbone_once(

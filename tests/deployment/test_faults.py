@@ -10,7 +10,7 @@ import pytest
 from common.mixture_file import WEIGHTS
 from tests.deployment.deployed import Deployment, lines, simulate
 
-pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("deploy")]
+pytestmark = pytest.mark.deploy
 
 NO_LIMIT = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.deployment.deployed import Deployment, lines, simulate
 
-pytestmark = [pytest.mark.deploy, pytest.mark.xdist_group("random kills")]
+pytestmark = [pytest.mark.deploy, pytest.mark.kills]
 
 NUM_ROUNDS, NUM_KILLS, LAST_KILL = 30, 20, 26
 WORDS = [
