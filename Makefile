@@ -14,7 +14,7 @@ test: $(INSTALLED) ## all tests, offline, but those of a deployment
 
 # Processes are killed while they work: what fails is tried once more, and has to hold then.
 DEPLOY := -m pytest -m "deploy and not kills" --numprocesses=2 --dist=load
-test-deploy: $(INSTALLED) ## a server and nodes on this machine, and what happens when each of them dies: 8 minutes
+test-deploy: $(INSTALLED) ## a server and nodes on this machine, and what happens when each of them dies: 10 minutes
 	$(BIN)/python $(DEPLOY) || $(BIN)/python $(DEPLOY) --last-failed --last-failed-no-failures=none
 
 test-kills: $(INSTALLED) ## twenty kills at random in a run of 30 rounds: 14 minutes; not part of CI
