@@ -21,7 +21,7 @@ from rich.progress import track
 
 from benchmarks.report import publish
 from client.host_socket import SOCKET, ask_health
-from common.flower_processes import poll
+from common.poll import poll
 from simulations.benchmark_pages import startup as pages
 
 FEDMOPS = str(Path(sysconfig.get_path("scripts")) / "fedmops")

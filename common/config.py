@@ -39,7 +39,7 @@ TooLongPrompts = Literal["cut-start", "cut-input", "leave-out"]
 RANDOM_INIT, VOCABULARY_INIT = "random", "vocabulary"  # values of prompt-init that name no run directory
 EVAL_SPLITS = tuple(split for split in get_args(Split) if split != "train")
 
-# Keys of the memory and disk that a run may take: its result is the same.
+# Keys of the memory and disk that a run may take, and of its attempts: what it ends with is the same.
 CHANGE_NO_RESULT = ("pass-tokens", "prefix-cache-gib", "round-attempts")
 WireFormat = Literal["float32", "float16", "int8"]
 

@@ -13,9 +13,10 @@ import signal
 import ssl
 import subprocess
 import sysconfig
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from common.poll import poll
 
 logger = logging.getLogger(__name__)
 
@@ -173,16 +174,6 @@ def environment(home: Path) -> dict[str, str]:
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     return environment
-
-
-def poll(condition: Callable[[], bool], limit_seconds: float) -> bool:
-    """Wait until the condition holds, at most `limit_seconds`; return whether it does."""
-    deadline = time.monotonic() + limit_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def plain(text: str) -> str:

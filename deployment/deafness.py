@@ -19,17 +19,19 @@ TAIL_BYTES = 1 << 16
 def deafness(socket: Path, supernode: Program) -> Callable[[], Sequence[str]]:
     """Return what tells, look by look, whether a SuperNode, whose host listens at a socket, has become deaf."""
     seen: dict[int, int] = {}  # deserted messages, by the host's process
-    lives: dict[int, _Life] = {}
+    life: _Life | None = None
 
     def look() -> Sequence[str]:
+        nonlocal life
         deaf = False
         with contextlib.suppress(OSError):
             health = ask_health(socket)
             deaf = health["deserted"] > seen.get(health["pid"], 0)  # killed between its question and its end
             seen[health["pid"]] = health["deserted"]
         if supernode.process is not None:
-            pid = supernode.process.pid
-            deaf = lives.setdefault(pid, _Life(pid, supernode.log)).is_deaf() or deaf
+            if life is None or life.pid != supernode.process.pid:
+                life = _Life(supernode.process.pid, supernode.log)
+            deaf = life.is_deaf() or deaf
         return (supernode.name,) if deaf else ()
 
     return look
@@ -39,14 +41,14 @@ class _Life:
     """What is known of a SuperNode's process."""
 
     def __init__(self, pid: int, log: Path) -> None:
-        self._pid, self._log = pid, log
+        self.pid, self._log = pid, log
         self._begin = log.stat().st_size if log.exists() else 0  # what an earlier one wrote is not its own
         self._had_superexec = False
         self._worked = time.monotonic()
 
     def is_deaf(self) -> bool:
         """Tell whether its SuperExec is gone, or nothing works on the message that it received."""
-        started = list(_children(self._pid, SUPEREXEC))
+        started = list(_children(self.pid, SUPEREXEC))
         if self._had_superexec and not started:
             return True
         self._had_superexec = bool(started)

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.flower_processes import STOP_SECONDS, poll
+from common.flower_processes import STOP_SECONDS
+from common.poll import poll
 from deployment.supervision import Tell
 
 LOCK = "lock"

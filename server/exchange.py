@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.poll import poll
 from common.wire.message_bytes import message_bytes
 
 log = logging.getLogger("flwr.fedmops")
@@ -110,9 +111,7 @@ def exchange(
 
 def wait_for_any(grid: Grid, nodes: Collection[int], timeout_seconds: float) -> None:
     """Wait until one of these nodes is connected, at most so long."""
-    deadline = time.monotonic() + timeout_seconds
-    while not set(grid.get_node_ids()) & set(nodes) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+    poll(lambda: not set(nodes).isdisjoint(grid.get_node_ids()), timeout_seconds)
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float, quorum: float = 1.0) -> list[int]:

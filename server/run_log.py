@@ -2,10 +2,9 @@
 
 import fcntl
 import logging
-import time
 from pathlib import Path
 
-POLL_SECONDS = 0.2
+from common.poll import poll
 
 
 class RunLog(logging.FileHandler):
@@ -17,18 +16,17 @@ class RunLog(logging.FileHandler):
 
     def hold(self, limit_seconds: float) -> None:
         """Hold the directory for this process alone. Raises ValueError where another one does not let go in time."""
+        if not poll(self._holds, limit_seconds):
+            directory = Path(self.baseFilename).parent
+            raise ValueError(f"another process writes to run-directory {directory}: end it first")
+
+    def _holds(self) -> bool:
         assert self.stream is not None  # it is opened at once
-        deadline = time.monotonic() + limit_seconds
-        while True:
-            try:
-                fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    directory = Path(self.baseFilename).parent
-                    raise ValueError(f"another process writes to run-directory {directory}: end it first") from None
-                time.sleep(POLL_SECONDS)
-            else:
-                return
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
+        except BlockingIOError:
+            return False
+        return True
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Leave out a line that a full disk has no room for: the console has it."""
