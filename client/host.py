@@ -78,6 +78,12 @@ class Host:
             self.health["waiting"] += 1
         return self._worker.submit(self._answer, about, body)
 
+    def withdraw(self, answer: "Future[RecordDict]") -> None:
+        """Take a message back that nobody waits for any more, unless it is being answered."""
+        if answer.cancel():
+            with self._lock:
+                self.health["waiting"] -= 1
+
     def stop(self) -> None:
         """End when the message that is being answered is."""
         self._worker.shutdown(wait=True, cancel_futures=True)
@@ -178,7 +184,7 @@ class _Handler(socketserver.BaseRequestHandler):
                     raise
             readable, _, _ = select.select([self.request], [], [], 0.0)
             if readable and not self.request.recv(1, socket.MSG_PEEK):
-                answer.cancel()  # if it has not begun
+                self.server.host.withdraw(answer)
                 raise BrokenPipeError
 
     def _desert(self) -> None:

@@ -189,6 +189,24 @@ def test_a_clientapp_that_ends_before_its_answer_is_noticed(serving, answers):
     wait_until(lambda: ask_health(path)["deserted"] == 1)
 
 
+def test_a_message_whose_clientapp_ended_before_it_was_begun_no_longer_waits(serving, answers):
+    path, _ = serving()
+    answers.may_go.clear()
+    first = threading.Thread(target=ask_host, args=(path, message_of("train"), context_of(1)))
+    first.start()
+    assert answers.begun.wait(20)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        about = {"message_type": "train", "run_id": 1, "run_config": {"key": ""}, "node_config": {"partition-id": 1}}
+        send_frame(connection, about)
+        wait_until(lambda: ask_health(path)["waiting"] == 2)
+    wait_until(lambda: ask_health(path)["deserted"] == 1)
+    answers.may_go.set()
+    first.join()
+    assert ask_health(path)["waiting"] == 0 and answers.order == [0]
+    ask_host(path, message_of("train"), context_of(2))  # another run is not refused
+
+
 LEAVING = """
 import os, signal, socket, sys
 from client.host_socket import LEAVE, receive_frame, send_frame, take_leave_at_exit
