@@ -27,10 +27,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, MessageType, RecordDict
 
 from client.host_socket import HEALTH, SOCKET, pack_records, receive_frame, send_frame, unpack_records
-from common.atomic_file import replace_file
+from client.kept_state import SUFFIX, read_state, write_state
 
 log = logging.getLogger("flwr.fedmops.host")
 
@@ -95,8 +95,8 @@ class Host:
         import_module("client.answers").forget(with_backbone=backbone != self._backbone)
         self._backbone = backbone
         self._state_path = self._path_of(about)
-        self._state = self._found_state()
-        newest_first = sorted(self._states.glob("*.state"), key=lambda state: -state.stat().st_mtime)
+        self._state = read_state(self._state_path)
+        newest_first = sorted(self._states.glob(f"*{SUFFIX}"), key=lambda state: -state.stat().st_mtime)
         for old in newest_first[KEPT_STATES:]:
             old.unlink(missing_ok=True)
         log.info("run %d begins", run_id)
@@ -104,19 +104,12 @@ class Host:
     def _path_of(self, about: Mapping[str, Any]) -> Path:
         """Return where the run's state lies; a run that is resumed has another number, but its old directory."""
         run = sha256(str(about["run_config"].get("run-directory", "")).encode()).hexdigest()[:16]
-        path = self._states / f"{run}-{about['run_id']}.state"
+        path = self._states / f"{run}-{about['run_id']}{SUFFIX}"
         if about["run_config"].get("resume") and not path.exists():
-            earlier = sorted(self._states.glob(f"{run}-*.state"), key=lambda state: state.stat().st_mtime)
+            earlier = sorted(self._states.glob(f"{run}-*{SUFFIX}"), key=lambda state: state.stat().st_mtime)
             if earlier:
                 earlier[-1].rename(path)
         return path
-
-    def _found_state(self) -> RecordDict:
-        try:
-            return unpack_records(self._state_path.read_bytes()) if self._state_path.is_file() else RecordDict()
-        except Exception as error:
-            log.warning("what this client kept for the run is damaged and left out: %s", error)
-            return RecordDict()
 
     def _answer(self, about: Mapping[str, Any], body: bytes) -> RecordDict:
         started = time.monotonic()
@@ -125,7 +118,8 @@ class Host:
         context = Context(about["run_id"], 0, dict(about["node_config"]), self._state, dict(about["run_config"]))
         try:
             content: RecordDict = answers.answer(about["message_type"], unpack_records(body), context)
-            self._keep_state()
+            if self._state and about["message_type"] == MessageType.TRAIN:
+                self.health["unsaved"] += write_state(self._state_path, self._state) is not None
             self.health["answered"] += 1
             return content
         except BaseException as error:
@@ -138,15 +132,6 @@ class Host:
             log.info("%s took %.1f s", about["message_type"], time.monotonic() - started)
             with self._lock:
                 self.health["waiting"] -= 1
-
-    def _keep_state(self) -> None:
-        if not self._state:
-            return
-        try:
-            replace_file(self._state_path, pack_records(self._state))
-        except OSError as error:
-            self.health["unsaved"] += 1
-            log.warning("what this client keeps for the run is not on disk (%s): a restart would lose it", error)
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

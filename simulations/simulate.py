@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from common.example import Example
 from common.measures import CHOICE_MEASURES, check_installed
 from common.mixture_file import read_mixture
 from common.own_settings import own_config, read_clients
-from common.saved_run import CONFIG
+from common.saved_run import CLIENT_STATES, CONFIG
 from server.checkpoint import CHECKPOINT, read_checkpoint
 from server.run_directory import METRICS, RESULT, ROUNDS, check_resumable, new_run_directory
 from simulations.report import data_line, gate_line, measures_table, result_table
@@ -91,6 +92,7 @@ def simulate_settings(
         console.print(f"stopped{where}", soft_wrap=True)
         raise
     result = read_result(directory)
+    shutil.rmtree(directory / CLIENT_STATES, ignore_errors=True)  # nothing is left to resume
     console.print(result_table(result, config.method))
     if config.measures:
         console.print()

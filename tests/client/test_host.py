@@ -263,7 +263,7 @@ def test_a_full_disk_is_told_and_the_answer_comes_nevertheless(serving, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("client.host.replace_file", full)
+    monkeypatch.setattr("client.kept_state.replace_file", full)
     path, _ = serving()
     for expected in (0, 1):
         assert ask_host(path, message_of("train"), context_of(1))["kept"]["count"] == expected

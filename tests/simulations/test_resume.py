@@ -49,6 +49,7 @@ KINDS = {
     "own mixtures": {"aggregation": "none"},
     "lora": {"method": "lora", "lora-rank": 2},
     "float16": {"wire-format": "float16"},
+    "int8": {"wire-format": "int8"},
 }
 
 
