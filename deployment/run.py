@@ -1,5 +1,6 @@
 """A run on a deployment: submit it, show its log as it goes, and say truly how it ended."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ COMPLETED, NO_DETAILS = "finished:completed", "N/A"
 LOST = "No heartbeat received"  # of the ServerApp: it was killed, or could not reach the SuperLink for a minute
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 180.0  # with a SuperLink that is started again
+STREAM_BEGINS = "Starting logstream"
 _RUN_ID = re.compile(r"run (\d+)")
 
 
@@ -43,22 +45,18 @@ def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tel
     Raises RuntimeError where it could not be submitted. An interruption ends the following alone, not the run.
     """
     part = _connected(part)
+    shown = _Shown(tell)
     with tempfile.TemporaryDirectory(dir=part) as directory:
-        overrides, log = Path(directory) / "overrides.toml", Path(directory) / "run.log"
+        overrides = Path(directory) / "overrides.toml"
         overrides.write_text(to_toml(run_config), encoding="utf-8")
-        with Processes(part) as processes:
-            log.touch()
-            submission = processes.start(
-                "flwr", ["run", str(app_directory), SUPERLINK, "--stream", "-c", str(overrides)], log
-            )
-            run_id = _follow(submission, log, tell)
-    if run_id is None:
+        _stream(part, ["run", str(app_directory), SUPERLINK, "--stream", "-c", str(overrides)], shown)
+    if shown.run_id is None:
         raise RuntimeError(f"the run was not submitted to {read_control(part).superlink}: see above")
-    return _end_of(part, run_id, tell)
+    return _end_of(part, shown.run_id, shown)
 
 
-def _end_of(part: Path, run_id: str, tell: Tell) -> str:
-    """Wait until a run has ended, whatever became of its log and of the SuperLink; return how it ended."""
+def _end_of(part: Path, run_id: str, shown: "_Shown") -> str:
+    """Wait until a run has ended, whatever becomes of its log and of the SuperLink; return how it ended."""
     missed_since, told = None, ""
     while True:
         try:
@@ -72,28 +70,59 @@ def _end_of(part: Path, run_id: str, tell: Tell) -> str:
         if status.startswith("finished"):
             return status
         if status != told:
-            tell(f"its log has ended, but not the run: {status}")
+            shown.tell(f"its log has ended, but not the run: {status}")
         told = status
         time.sleep(POLL_SECONDS)
+        if missed_since is None:
+            _stream(part, ["log", run_id, SUPERLINK, "--stream"], shown)
 
 
-def _follow(submission: "subprocess.Popen[bytes]", log: Path, tell: Tell) -> str | None:
-    """Show lines as they come until the submission ends; return the run's number."""
-    run_id = None
-    with open(log, encoding="utf-8", errors="replace") as file:
-        while True:
-            ended = submission.poll() is not None  # before reading, so that nothing is missed
-            while line := file.readline():
-                if said := plain(line):
-                    tell(said)
-                    if run_id is None and (found := _RUN_ID.search(said)):
-                        run_id = found[1]
-            if ended:
-                return run_id
-            try:
-                submission.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                continue
+def _stream(part: Path, arguments: list[str], shown: "_Shown") -> None:
+    with tempfile.TemporaryDirectory(dir=part) as directory, Processes(part) as processes:
+        log = Path(directory) / "stream.log"
+        log.touch()
+        shown.follow(processes.start("flwr", arguments, log), log)
+
+
+class _Shown:
+    """A run's log, shown as it comes. Flower streams one anew from its beginning: what was shown is not shown again."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.run_id: str | None = None
+        self._lines: list[str] = []  # of the run
+
+    def follow(self, stream: "subprocess.Popen[bytes]", log: Path) -> None:
+        """Show lines as they come until the stream ends."""
+        position: int | None = None  # within the run's lines
+        with open(log, encoding="utf-8", errors="replace") as file:
+            while True:
+                ended = stream.poll() is not None  # before reading, so that nothing is missed
+                while line := file.readline():
+                    if not (said := plain(line)):
+                        continue
+                    if position is None:
+                        position = 0 if STREAM_BEGINS in said else None
+                        self._show_what_flwr_says(said)
+                    else:
+                        self._show_what_the_run_says(said, position)
+                        position += 1
+                if ended:
+                    return
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    stream.wait(timeout=0.5)
+
+    def _show_what_flwr_says(self, said: str) -> None:
+        if self.run_id is None and (found := _RUN_ID.search(said)):
+            self.run_id = found[1]
+        if not self._lines:
+            self.tell(said)
+
+    def _show_what_the_run_says(self, said: str, position: int) -> None:
+        if self._lines[position : position + 1] != [said]:
+            del self._lines[position:]  # what flwr said when the stream broke
+            self._lines.append(said)
+            self.tell(said)
 
 
 def status_of(part: Path, run_id: str) -> str:

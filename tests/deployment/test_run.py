@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from common.flower_processes import Processes
 from deployment import run
 
 
@@ -26,10 +27,32 @@ def answering(monkeypatch, *answers):
     monkeypatch.setattr(run, "status_of", status_of)
 
 
+def shown_until_the_end(monkeypatch, tmp_path, said, *streams):
+    """Follow a run to its end, whose log is streamed anew in these ways; return how it ended."""
+    waiting = [*streams]
+
+    class Streams(Processes):
+        def start(self, program, arguments, log_path):
+            assert (program, arguments) == ("flwr", ["log", "7", run.SUPERLINK, "--stream"])
+            return printing(log_path, *waiting.pop(0))
+
+    monkeypatch.setattr(run, "Processes", Streams)
+    ended = run._end_of(tmp_path, "7", run._Shown(said.append))
+    assert not waiting
+    return ended
+
+
+def printing(log, *said):
+    """Start a process that says these lines, one after the other."""
+    code = f"import time\nfor line in {said!r}: print(line, flush=True); time.sleep(0.05)"
+    with open(log, "ab") as file:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=file)
+
+
 def test_a_run_that_outlives_its_log_is_waited_for(monkeypatch, tmp_path):
     said = []
     answering(monkeypatch, RuntimeError("gone"), "running", "running", RuntimeError("gone"), "finished:completed")
-    assert run._end_of(tmp_path, "7", said.append) == run.COMPLETED
+    assert shown_until_the_end(monkeypatch, tmp_path, said, [], []) == run.COMPLETED
     gone, running = (f"its log has ended, but not the run: {status}" for status in ("out of sight (gone)", "running"))
     assert said == [gone, running, gone]  # each once
 
@@ -38,7 +61,37 @@ def test_a_superlink_that_stays_away_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.01)
     answering(monkeypatch, RuntimeError("gone"))
     with pytest.raises(RuntimeError, match="gone"):
-        run._end_of(tmp_path, "7", lambda line: None)
+        shown_until_the_end(monkeypatch, tmp_path, [])
+
+
+def test_a_log_that_is_streamed_anew_goes_on_where_it_was(tmp_path):
+    said = []
+    shown = run._Shown(said.append)
+    first = [
+        "Successfully started run 123",
+        run.STREAM_BEGINS,
+        "round 1",
+        "",
+        "round 1",
+        "round 2",
+        "Error: no SuperLink",
+    ]
+    log = tmp_path / "first"
+    shown.follow(printing(log, *first), log)
+    assert shown.run_id == "123"
+    assert said == [line for line in first if line]
+    said.clear()
+    again = tmp_path / "again"
+    shown.follow(printing(again, run.STREAM_BEGINS, "round 1", "round 1", "round 2", "round 3", "round 4"), again)
+    assert said == ["round 3", "round 4"]
+    said.clear()
+    unreachable = tmp_path / "unreachable"
+    shown.follow(printing(unreachable, "Error: no SuperLink"), unreachable)
+    assert said == []  # how the run is, is asked then
+    third = tmp_path / "third"
+    lines = ["round 1", "round 1", "round 2", "round 3", "round 4", "results are in runs/x"]
+    shown.follow(printing(third, run.STREAM_BEGINS, *lines), third)
+    assert said == ["results are in runs/x"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +112,9 @@ def test_a_log_is_shown_to_its_last_line_and_tells_the_runs_number(tmp_path):
     log, said = tmp_path / "log", []
     with open(log, "wb") as file:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=file)
-    assert run._follow(process, log, said.append) == "123"
+    shown = run._Shown(said.append)
+    shown.follow(process, log)
+    assert shown.run_id == "123"
     assert said == ["Successfully started run 123", "the end"]
 
 
