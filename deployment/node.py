@@ -24,7 +24,9 @@ def serve(part: Path, tell: Tell) -> None:
     if len(str(socket).encode()) > LONGEST_SOCKET_PATH:
         raise ValueError(f"{socket} is longer than {LONGEST_SOCKET_PATH} bytes: move the folder to a shorter path")
     host = Program(HOST, "python", host_arguments(part, node), part / "host.log")
-    supernode = Program(SUPERNODE, "flower-supernode", supernode_arguments(part, node), part / "supernode.log")
+    log = part / "supernode.log"
+    arguments = ["-m", "client.supernode", str(log), *supernode_arguments(part, node)]
+    supernode = Program(SUPERNODE, "python", arguments, log)
     with sole(part, tell), Processes(part) as processes:
         tell(f"client {node.partition_id} of {node.num_partitions}, for the SuperLink at {node.superlink}")
         look_after(processes, [host, supernode], tell, deafness(socket, supernode))

@@ -43,7 +43,7 @@ def test_a_run_outlives_the_death_of_a_host_a_clientapp_a_supernode_and_the_supe
 
     # The SuperNode: the round ends at its deadline, and it is back within two.
     hit = wait_for_training(0)
-    deployment.kill("flower-supernode", str(deployment.node_port(0)))
+    deployment.kill("client.supernode", str(deployment.node_port(0)))
     assert run.wait_until_back(0, hit) <= hit + 2
 
     # The SuperLink, between two rounds or within one.

@@ -18,7 +18,7 @@ WORDS = [
     *("round-timeout-seconds=30", "round-attempts=6"),
 ]
 SECONDS_OF_A_ROUND = 8.0  # about: kills fall anywhere in one
-VICTIMS = ["client.host"] * 8 + ["flwr-clientapp"] * 5 + ["flower-supernode"] * 4 + ["flower-superlink"] * 3
+VICTIMS = ["client.host"] * 8 + ["flwr-clientapp"] * 5 + ["client.supernode"] * 4 + ["flower-superlink"] * 3
 LARGEST_DIFFERENCE, NUM_LAST = 0.02, 10  # of the undisturbed run's last rounds
 
 
@@ -36,7 +36,7 @@ def test_a_run_of_30_rounds_outlives_20_kills_at_random_and_is_as_good_as_undist
         words = {
             "client.host": [f"node-{number}"],
             "flwr-clientapp": [str(deployment.node_port(number))],
-            "flower-supernode": [str(deployment.node_port(number))],
+            "client.supernode": [str(deployment.node_port(number))],
             "flower-superlink": [],
         }[victim]
         run.wait(lambda victim=victim, words=words: deployment.pids(victim, *words), f"{victim} runs")
