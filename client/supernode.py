@@ -4,19 +4,22 @@
 
 ARGUMENTS are those of flower-supernode; LOG, to which the one before wrote, tells which node it was. Flower 1.41 takes
 a SuperNode that was killed for alive for a minute: its messages wait in vain, and another in its place is refused (exit
-code 305). So this one first leaves in its name, as it would have done by itself at a SIGTERM. And Flower asks for the
-next message 3 s after it found none, which is after every reply, for no server is that fast.
+code 305). So this one first leaves in its name, as it would have done by itself at a SIGTERM. And Flower's pauses are
+long: 3 s until it asks for a message again, which is after every reply, for no server is that fast, and a second until
+it asks again for a part of a message that is on its way.
 """
 
 import contextlib
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_supernode_lifespan_config, flower_supernode
@@ -25,8 +28,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 FIRST_PAUSE_SECONDS = 0.2
 REPLY_PAUSE_SECONDS = 0.5  # Flower's, while a message is being answered
-# Who waits for the replies of the one before looks for them, and for whether it is there, many times a second.
-GONE_SECONDS = 2.0
+GONE_SECONDS = 2.0  # who waits for replies of the one before has to see that it is gone (server/exchange.py)
 _NODE = re.compile(rb"SuperNode ID: (\d+)")
 
 
@@ -81,6 +83,9 @@ def main() -> None:
             print(f"Node {node} was taken for alive, and has left", flush=True)
             time.sleep(GONE_SECONDS)
     start_client_internal.time = Pauses()  # type: ignore[assignment, attr-defined]
+    start_client_internal.pull_objects = partial(  # type: ignore[attr-defined]
+        pull_objects, initial_backoff=FIRST_PAUSE_SECONDS / 2, backoff_cap=1.0
+    )
     flower_supernode()
 
 
