@@ -22,6 +22,7 @@ from server.exchange import wait_for_nodes
 from server.first_adapter import first_adapter
 from server.first_mixture import first_mixture
 from server.measured import add_measures
+from server.newcomers import Newcomers
 from server.preparation import Preparation, prepare_clients
 from server.run_directory import RunDirectory, new_run_directory
 from server.strategy import MixtureStrategy
@@ -50,7 +51,15 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     """Prepare clients and mixture, run the rounds, write the result."""
     started = time.monotonic()
     try:
-        preparation = prepare_clients(grid, nodes, config.round_timeout_seconds, directory, config.measure_names)
+        preparation = prepare_clients(
+            grid,
+            nodes,
+            config.round_timeout_seconds,
+            directory,
+            config.measure_names,
+            config.quorum,
+            config.round_attempts,
+        )
         spec, arrays, described = starting_point(grid, config, preparation)
     except (RuntimeError, ValueError):
         directory.discard()
@@ -83,6 +92,7 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
         measures=config.measure_names,
         quorum=config.quorum,
         attempts=config.round_attempts,
+        newcomers=Newcomers(preparation, directory, config.round_timeout_seconds, config.measure_names),
     )
     outcome = strategy.run(grid, arrays, config.last_round, directory)
     figures = result(preparation.replies, outcome.last)
@@ -125,7 +135,7 @@ def add_personal(figures: dict[str, Any], last: dict[int, EvaluateReply]) -> Non
 def result(replies: dict[int, PrepareReply], last: dict[int, EvaluateReply]) -> dict[str, Any]:
     """Set every client's perplexity with the mixture beside the backbone's; a client without last scores has none."""
     clients = []
-    for client, reply in replies.items():
+    for client, reply in sorted(replies.items()):
         before = total(reply.scores.values())
         row: dict[str, Any] = {
             "client": client,

@@ -6,7 +6,8 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.config import Config
-from server.exchange import Exchanged, Reply, exchange
+from server.attempts import exchange_again
+from server.exchange import Exchanged, Reply
 from server.preparation import Preparation
 
 
@@ -19,8 +20,8 @@ def ask(
     nodes: Mapping[int, int],
     read: Callable[[RecordDict], Reply],
 ) -> Exchanged[Reply]:
-    """Make an exchange, and count it as part of the preparation."""
-    exchanged = exchange(
+    """Make an exchange, again with those who went away with it, and count it as part of the preparation."""
+    exchanged = exchange_again(
         grid,
         f"query.{query}",
         dict.fromkeys(nodes, content),
@@ -28,6 +29,8 @@ def ask(
         config.round_timeout_seconds,
         read,
         lambda client, reply: None,
+        lambda so_far: so_far.lost,
+        config.round_attempts,
     )
     preparation.count(query, exchanged)
     return exchanged

@@ -16,7 +16,7 @@ LONGEST_REST = 8  # rounds
 class Waited(NamedTuple):
     """A message whose reply did not come while its round lasted."""
 
-    client: int
+    client: int  # or node
     sent: float  # time.monotonic()
 
 

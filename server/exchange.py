@@ -4,19 +4,21 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from common.poll import poll
 from common.wire.message_bytes import message_bytes
 
 log = logging.getLogger("flwr.fedmops")
 
-POLL_SECONDS = 0.1
+# Between looks for replies: a tenth of a second at first, then a hundredth of the time waited, as each look costs a
+# SuperLink some hundredths of a second; but often enough to see a node that is away for two (client/supernode.py).
+POLL_SECONDS, LONGEST_POLL_SECONDS, POLL_SHARE = 0.1, 1.0, 0.01
 MAX_REASON_CHARACTERS = 300
 Reply = TypeVar("Reply")
 
@@ -25,14 +27,26 @@ Reply = TypeVar("Reply")
 class Exchanged(Generic[Reply]):
     """Replies and failures by client, in the clients' order, and the bytes that went down and up.
 
-    `unanswered` are the clients that failed by their silence, by the id of their message.
+    `unanswered` are the clients that failed by their silence, by the id of their message; `lost` those whose node or
+    host went away with it.
     """
 
     replies: dict[int, Reply] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     unanswered: dict[str, int] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
+
+    def add(self, later: "Exchanged[Reply]") -> None:
+        """Add a later exchange with some of the same clients: what it says of a client holds."""
+        self.replies = dict(sorted((self.replies | later.replies).items()))
+        failures = self.failures | later.failures
+        self.failures = {client: failures[client] for client in sorted(failures) if client not in self.replies}
+        self.unanswered |= later.unanswered
+        self.lost = later.lost
+        self.bytes_down += later.bytes_down
+        self.bytes_up += later.bytes_up
 
 
 def exchange(
@@ -78,20 +92,23 @@ def exchange(
         for message in arrived:
             client = waiting.pop(message.metadata.reply_to_message_id)
             if message.has_error():
-                fail(client, _in_one_line(message.error.reason))
+                fail(client, in_one_line(message.error.reason))
+                if is_lost(message.error):
+                    result.lost.add(client)
                 continue
             result.bytes_up += message_bytes(message.content)
             try:
                 reply = read(message.content)
             except Exception as error:  # whatever a client sends, it must not end the run
-                fail(client, f"reply rejected: {_in_one_line(str(error) or type(error).__name__)}")
+                fail(client, f"reply rejected: {in_one_line(str(error) or type(error).__name__)}")
                 continue
             result.replies[client] = reply
             on_reply(client, reply)
             if len(result.replies) == enough:
                 limit_seconds = min(limit_seconds, 2 * (time.monotonic() - started))
         if not arrived:
-            time.sleep(POLL_SECONDS)
+            waited = time.monotonic() - started
+            time.sleep(min(max(POLL_SECONDS, POLL_SHARE * waited), LONGEST_POLL_SECONDS))
     for client in waiting.values():
         fail(client, f"no reply within {limit_seconds:.3g} s")
     result.unanswered = waiting
@@ -107,11 +124,6 @@ def exchange(
     result.replies = dict(sorted(result.replies.items()))
     result.failures = dict(sorted(result.failures.items()))
     return result
-
-
-def wait_for_any(grid: Grid, nodes: Collection[int], timeout_seconds: float) -> None:
-    """Wait until one of these nodes is connected, at most so long."""
-    poll(lambda: not set(nodes).isdisjoint(grid.get_node_ids()), timeout_seconds)
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float, quorum: float = 1.0) -> list[int]:
@@ -131,11 +143,25 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout_seconds: float, quorum: f
     return nodes
 
 
+_LOST = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+}
+
+
+def is_lost(error: Error) -> bool:
+    """Tell whether a message failed because a node went away with it, or its host (client/host_socket.py)."""
+    return error.code in _LOST or (error.reason or "").startswith(f"{ConnectionError}:")
+
+
 # Flower's processes send an exception as its class around its text.
 _EXCEPTION = re.compile(r"^<class '[^']*'>:<'(?P<text>.+)'>$")
 
 
-def _in_one_line(reason: str | None) -> str:
+def in_one_line(reason: str | None) -> str:
+    """Return what a reply's error says, without the exception's class."""
     words = " ".join((reason or "").split())
     if raised := _EXCEPTION.match(words):
         words = raised["text"]

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 
 from common.wire.preparation import PREPARE, PrepareReply, unpack_prepare_reply
 from common.wire.rounds import instruction
-from server.exchange import Exchanged, exchange
+from server.attempts import exchange_again
+from server.exchange import Exchanged
 from server.run_directory import RunDirectory
 from server.update_check import check_measured, check_prepare_reply
 
@@ -27,6 +28,12 @@ class Preparation:
     failed: dict[str, dict[int, str]] = field(default_factory=dict)  # exchange -> node or client -> reason
     bytes_down: int = 0
     bytes_up: int = 0
+    unanswered: dict[str, int] = field(default_factory=dict)  # message id -> node that has not told yet
+
+    def take_in(self, node: int, reply: PrepareReply) -> None:
+        """Let a client take part."""
+        self.nodes[reply.partition] = node
+        self.replies[reply.partition] = reply
 
     @property
     def tasks(self) -> set[str]:
@@ -46,9 +53,11 @@ def prepare_clients(
     timeout_seconds: float,
     directory: RunDirectory,
     measures: Sequence[str] = (),
+    quorum: float = 1.0,
+    attempts: int = 1,
 ) -> Preparation:
     """Make the first exchange. Raises RuntimeError when no client is left."""
-    preparation = first_exchange(grid, nodes, timeout_seconds, directory, measures)
+    preparation = first_exchange(grid, nodes, timeout_seconds, directory, measures, quorum, attempts)
     if not preparation.nodes:
         raise RuntimeError(f"no client could prepare: {next(iter(preparation.failed[PREPARE].values()))}")
     return preparation
@@ -60,8 +69,10 @@ def first_exchange(
     timeout_seconds: float,
     directory: RunDirectory,
     measures: Sequence[str] = (),
+    quorum: float = 1.0,
+    attempts: int = 1,
 ) -> Preparation:
-    """Ask all nodes what they are, and `measures` of the backbone alone.
+    """Ask all nodes what they are, and `measures` of the backbone alone; those that went away with it, again.
 
     A client whose backbone differs from most of the others', or who claims a partition that is taken, is left out and
     named in the log.
@@ -69,35 +80,56 @@ def first_exchange(
     claimed: set[int] = set()
 
     def read(content: RecordDict) -> PrepareReply:
-        reply = unpack_prepare_reply(content)
-        check_prepare_reply(reply)
-        check_measured(reply.measured, reply.scores, measures)
-        if reply.partition in claimed:
-            raise ValueError(f"partition {reply.partition} is another node's: give each node its own partition-id")
+        reply = read_reply(content, measures, claimed)
         claimed.add(reply.partition)
         return reply
 
-    exchanged = exchange(
+    exchanged = exchange_again(
         grid,
         f"query.{PREPARE}",
-        dict.fromkeys(nodes, instruction(server_round=0)),
+        dict.fromkeys(nodes, question()),
         {node: node for node in nodes},
         timeout_seconds,
         read,
         lambda _, reply: directory.add_scores(0, "backbone", reply.partition, reply.scores, reply.measured),
+        lambda so_far: so_far.lost,
+        attempts,
         who="node",
+        quorum=quorum,
     )
     usual = _most_common_backbone(list(exchanged.replies.values()))
-    preparation = Preparation()
+    preparation = Preparation(unanswered=exchanged.unanswered)
     for node, reply in sorted(exchanged.replies.items(), key=lambda item: item[1].partition):
-        if usual is None or _backbone(reply) == _backbone(usual):
-            preparation.nodes[reply.partition] = node
-            preparation.replies[reply.partition] = reply
+        if refusal := refuse(reply, usual):
+            exchanged.failures[node] = refusal
         else:
-            exchanged.failures[node] = f"client {reply.partition} is left out: {difference(reply, usual)}"
-            log.warning("%s", exchanged.failures[node])
+            preparation.take_in(node, reply)
     preparation.count(PREPARE, exchanged)
     return preparation
+
+
+def question() -> RecordDict:
+    """Return what a node is asked."""
+    return instruction(server_round=0)
+
+
+def read_reply(content: RecordDict, measures: Sequence[str], claimed: Collection[int]) -> PrepareReply:
+    """Read and check what a node tells. Raises ValueError where it is not right, or its partition is another's."""
+    reply = unpack_prepare_reply(content)
+    check_prepare_reply(reply)
+    check_measured(reply.measured, reply.scores, measures)
+    if reply.partition in claimed:
+        raise ValueError(f"partition {reply.partition} is another node's: give each node its own partition-id")
+    return reply
+
+
+def refuse(reply: PrepareReply, usual: PrepareReply | None) -> str | None:
+    """Say, in the log, too, why a client cannot take part beside one with the usual backbone; None where it can."""
+    if usual is None or _backbone(reply) == _backbone(usual):
+        return None
+    refusal = f"client {reply.partition} is left out: {difference(reply, usual)}"
+    log.warning("%s", refusal)
+    return refusal
 
 
 def _backbone(reply: PrepareReply) -> tuple[Hashable, ...]:

@@ -1,11 +1,9 @@
 """The strategy: who trains in a round, how updates are merged, what is kept of every client."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,13 @@ from flwr.serverapp import Grid
 from common.config import Aggregation, WireFormat
 from common.mixture_arrays import Arrays
 from common.mixture_spec import Spec
-from common.perplexity import geometric_mean, total
 from common.wire.rounds import EvaluateReply, TrainReply, unpack_evaluate_reply, unpack_train_reply
+from server.attempts import exchange_again
 from server.attendance import Attendance
 from server.client_mixtures import ClientMixtures
-from server.exchange import Exchanged, Reply, exchange, wait_for_any
-from server.expert_use import gate_figures
+from server.exchange import Exchanged, Reply
+from server.newcomers import Newcomers
+from server.round_figures import round_figures, round_line
 from server.run_directory import RunDirectory
 from server.update_check import check_evaluate_reply, check_measured, check_update
 
@@ -61,6 +60,7 @@ class MixtureStrategy:
     measures: Sequence[str] = ()  # beyond perplexity, after the last round
     quorum: float = 1.0  # share of the clients asked whose replies a round waits for
     attempts: int = 1  # how often a round that nobody answers is tried
+    newcomers: Newcomers | None = None  # who may yet come to `nodes`
 
     def run(self, grid: Grid, arrays: Arrays, num_rounds: int, directory: RunDirectory) -> Outcome:
         """Run the rounds; return the mixtures and what the clients last said of them.
@@ -98,6 +98,7 @@ class MixtureStrategy:
         started = time.monotonic()
         is_last = server_round == num_rounds
         figures: dict[str, Any] = {"round": server_round, "resting": attendance.resting(server_round)}
+        figures["joined"] = self.newcomers.look(grid, server_round) if self.newcomers else []
         late: list[int] = []
         trained: Exchanged[TrainReply] = Exchanged()
         asked: Mapping[int, int] = {}
@@ -113,39 +114,16 @@ class MixtureStrategy:
                 if is_last:
                     raise
                 log.warning("round %d: its mixture is not on disk (%s)", server_round, error)
-            figures["loss"] = fmean(update.loss for update in trained.replies.values())
         between = time.monotonic()
         scorers = self.nodes if is_last else attendance.present(self.nodes, server_round)
         evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, scorers, is_last)
         late += attendance.take_late(grid)
         attendance.wait_for(evaluated.unanswered, between)
         attendance.note(server_round, {*asked, *scorers}, trained.failures.keys() | evaluated.failures.keys())
-        clients = [total(reply.scores.values()) for reply in evaluated.replies.values()]
-        figures |= {
-            "perplexity": geometric_mean(client.perplexity for client in clients),
-            "bits_per_character": total(clients).bits_per_character,
-            "num_clients_trained": len(trained.replies),
-            "num_clients_evaluated": len(evaluated.replies),
-            "failed": {"train": trained.failures, "evaluate": evaluated.failures},
-            "late": sorted(late),
-            "bytes_down": trained.bytes_down + evaluated.bytes_down,
-            "bytes_up": trained.bytes_up + evaluated.bytes_up,
-            "seconds": time.monotonic() - started,
-        }
-        if self.spec.has_gate:
-            figures |= gate_figures(trained.replies.values(), evaluated.replies.values(), self.spec.num_gated)
+        figures |= round_figures(trained, evaluated, self.spec)
+        figures |= {"late": sorted(late), "seconds": time.monotonic() - started}
         directory.add_round(figures)
-        log.info(
-            "round %d of %d: loss %.3f, perplexity %.3f, %d clients, %.2f MB down, %.2f MB up, %.1f s",
-            server_round,
-            num_rounds,
-            figures.get("loss", math.nan),
-            figures["perplexity"],
-            len(trained.replies),
-            figures["bytes_down"] / 1e6,
-            figures["bytes_up"] / 1e6,
-            figures["seconds"],
-        )
+        log.info("%s", round_line(figures, num_rounds))
         return evaluated
 
     def personalise(self, grid: Grid, outcome: Outcome, server_round: int, directory: RunDirectory) -> Outcome:
@@ -241,20 +219,20 @@ class MixtureStrategy:
 
         Raises RuntimeError when every attempt was in vain.
         """
-        before: Exchanged[Reply] = Exchanged()
-        for attempt in range(1, self.attempts + 1):
-            exchanged = exchange(grid, message_type, contents, nodes, self.timeout_seconds, read, keep, quorum=quorum)
-            exchanged.bytes_down += before.bytes_down
-            exchanged.bytes_up += before.bytes_up
-            exchanged.unanswered |= before.unanswered
-            if exchanged.replies:
-                return exchanged
-            before = exchanged
-            if attempt < self.attempts:
-                log.warning(
-                    "round %d: nobody answered, attempt %d of %d follows", server_round, attempt + 1, self.attempts
-                )
-                wait_for_any(grid, nodes.values(), self.timeout_seconds)
-        client, reason = next(iter(before.failures.items()))
-        asked_for = "an update that can be merged" if message_type == MessageType.TRAIN else "its scores"
-        raise RuntimeError(f"round {server_round}: no client sent {asked_for}; client {client}: {reason}")
+        exchanged = exchange_again(
+            grid,
+            message_type,
+            contents,
+            nodes,
+            self.timeout_seconds,
+            read,
+            keep,
+            lambda so_far: set() if so_far.replies else set(nodes),
+            self.attempts,
+            quorum=quorum,
+        )
+        if not exchanged.replies:
+            client, reason = next(iter(exchanged.failures.items()))
+            asked_for = "an update that can be merged" if message_type == MessageType.TRAIN else "its scores"
+            raise RuntimeError(f"round {server_round}: no client sent {asked_for}; client {client}: {reason}")
+        return exchanged

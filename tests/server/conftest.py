@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from client.gate_statistics import sums_by_cluster
@@ -227,13 +228,15 @@ def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
 class FakeNetwork(InlineGrid):
     """Delivers all waiting replies at once, last first; nothing of the clients in `silent`.
 
-    As Flower does for a node that died, it sends errors in the name of node 1.
+    The nodes of the clients in `offline` are not there. As Flower does for a node that died, it sends errors in the
+    name of node 1.
     """
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:
         super().__init__(client_app, {}, num_clients)
-        self.nodes = dict(enumerate(self.get_node_ids()))
+        self.nodes = dict(enumerate(super().get_node_ids()))
         self.silent: set[int] = set()
+        self.offline: set[int] = set()
         self.received: list[Message] = []
         self._node_of: dict[str, int] = {}
 
@@ -243,10 +246,21 @@ class FakeNetwork(InlineGrid):
         self._node_of |= {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         return ids
 
+    def get_node_ids(self) -> list[int]:
+        offline = {self.nodes[client] for client in self.offline}
+        return [node for node in super().get_node_ids() if node not in offline]
+
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         silent = {self.nodes[client] for client in self.silent}
         wanted = [message_id for message_id in message_ids if self._node_of[message_id] not in silent]
-        replies = [reply for message_id in wanted for reply in InlineGrid.pull_messages(self, [message_id])]
+        offline = {self.nodes[client] for client in self.offline}
+        replies = []
+        for message_id in wanted:
+            if message_id in self._queue and self._node_of[message_id] in offline:
+                gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+                replies.append(Message(gone, reply_to=self._queue.pop(message_id)))
+            else:
+                replies += InlineGrid.pull_messages(self, [message_id])
         for reply in replies:
             if reply.has_error():
                 reply.metadata.__dict__["_src_node_id"] = 1

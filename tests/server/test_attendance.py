@@ -126,7 +126,7 @@ def test_a_round_that_nobody_answers_is_tried_again(run, clients, directory, cap
     clients.misbehaviour = {(client, "train"): fail_twice for client in range(3)}
     (figures,) = run(1, attempts=3)
     assert len(calls) == 9 and figures["num_clients_trained"] == 3 and not figures["failed"]["train"]
-    assert "round 1: nobody answered, attempt 3 of 3 follows" in caplog.text
+    assert "train: attempt 3 of 3 follows, with 3 clients" in caplog.text
     assert len([row for row in lines(directory.path / METRICS) if row["phase"] == "train"]) == 3
     assert figures["bytes_down"] % 4 == 0  # three times to train, once to evaluate
 

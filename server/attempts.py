@@ -1,0 +1,49 @@
+"""Exchanges that are made again, with those whose answers are needed: nodes may be starting again."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.poll import poll
+from server.exchange import Exchanged, Reply, exchange
+
+log = logging.getLogger("flwr.fedmops")
+
+RETURN_SECONDS = 20.0  # once one node is back, the others have so long
+
+
+def exchange_again(
+    grid: Grid,
+    message_type: str,
+    contents: Mapping[int, RecordDict],
+    nodes: Mapping[int, int],
+    timeout_seconds: float,
+    read: Callable[[RecordDict], Reply],
+    on_reply: Callable[[int, Reply], None],
+    whom: Callable[[Exchanged[Reply]], set[int]],
+    attempts: int,
+    **more: Any,
+) -> Exchanged[Reply]:
+    """Exchange messages as `exchange` does, which takes `more`; return what came of all attempts together.
+
+    `whom` tells, after each, which clients are to be asked again.
+    """
+    result: Exchanged[Reply] = Exchanged()
+    asked = dict(nodes)
+    for attempt in range(1, attempts + 1):
+        result.add(exchange(grid, message_type, contents, asked, timeout_seconds, read, on_reply, **more))
+        asked = {client: nodes[client] for client in sorted(whom(result))}
+        if not asked or attempt == attempts:
+            break
+        log.warning("%s: attempt %d of %d follows, with %d clients", message_type, attempt + 1, attempts, len(asked))
+        wait_for_return(grid, set(asked.values()), timeout_seconds)
+    return result
+
+
+def wait_for_return(grid: Grid, nodes: set[int], timeout_seconds: float) -> None:
+    """Wait until one of these nodes is connected, at most so long, and a little for the others."""
+    if poll(lambda: not nodes.isdisjoint(grid.get_node_ids()), timeout_seconds):
+        poll(lambda: nodes.issubset(grid.get_node_ids()), RETURN_SECONDS)
