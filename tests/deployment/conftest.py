@@ -11,6 +11,11 @@ from tests.deployment.deployed import Deployment
 from tests.tiny import backbone_on_disk
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that the others run beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("kills") is None)
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return backbone_on_disk(tmp_path_factory.mktemp("backbone") / "tiny")
