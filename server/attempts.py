@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from common.poll import poll
+from server.attendance import RETURN_SECONDS
 from server.exchange import Exchanged, Reply, exchange
 
 log = logging.getLogger("flwr.fedmops")
 
-RETURN_SECONDS = 20.0  # once one node is back, the others have so long
+LONGEST_RETURN_SECONDS = 120.0  # of nodes that can be done without
 
 
 def exchange_again(
@@ -25,21 +25,23 @@ def exchange_again(
     on_reply: Callable[[int, Reply], None],
     whom: Callable[[Exchanged[Reply]], set[int]],
     attempts: int,
-    **more: Any,
+    who: str = "client",
+    quorum: float = 1.0,
 ) -> Exchanged[Reply]:
-    """Exchange messages as `exchange` does, which takes `more`; return what came of all attempts together.
+    """Exchange messages as `exchange` does; return what came of all attempts together.
 
     `whom` tells, after each, which clients are to be asked again.
     """
     result: Exchanged[Reply] = Exchanged()
     asked = dict(nodes)
     for attempt in range(1, attempts + 1):
-        result.add(exchange(grid, message_type, contents, asked, timeout_seconds, read, on_reply, **more))
+        result.add(exchange(grid, message_type, contents, asked, timeout_seconds, read, on_reply, who, quorum))
         asked = {client: nodes[client] for client in sorted(whom(result))}
         if not asked or attempt == attempts:
             break
         log.warning("%s: attempt %d of %d follows, with %d clients", message_type, attempt + 1, attempts, len(asked))
-        wait_for_return(grid, set(asked.values()), timeout_seconds)
+        limit = min(timeout_seconds, LONGEST_RETURN_SECONDS) if result.replies else timeout_seconds
+        wait_for_return(grid, set(asked.values()), limit)
     return result
 
 

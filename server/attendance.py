@@ -1,5 +1,6 @@
-"""Who is asked in a round: not who still works on an earlier message, nor who rests after failing again and again."""
+"""Who is asked: not who is away, still works on an earlier message, or rests after failing again and again."""
 
+import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +8,13 @@ from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
+from common.poll import poll
+
 # Rounds in a row that a client may fail in; then it rests for one round, and twice as long each time it fails again.
 # A SuperNode that was killed is refused for a minute, which may be two short rounds.
 FAILURES_BEFORE_REST = 3
 LONGEST_REST = 8  # rounds
+RETURN_SECONDS = 20.0  # a SuperNode that was killed is back in about eight
 
 
 class Waited(NamedTuple):
@@ -31,12 +35,34 @@ class Attendance:
     timeout_seconds: float
     failed: dict[int, int] = field(default_factory=dict)  # rounds in a row, by client
     back: dict[int, int] = field(default_factory=dict)  # the round in which a client that rests is asked again
+    away: set[int] = field(default_factory=set)  # clients whose nodes were not there when it was last looked
     _waited: dict[str, Waited] = field(default_factory=dict)
 
-    def present(self, nodes: Mapping[int, int], server_round: int) -> dict[int, int]:
-        """Return the clients that can be asked, with their nodes; all, where it would be none."""
-        away = self._busy() | set(self.resting(server_round))
-        return {client: node for client, node in nodes.items() if client not in away} or dict(nodes)
+    def gather(self, grid: Grid, nodes: Mapping[int, int], quorum: float) -> set[int]:
+        """Return the nodes that are online. Who has just gone may be starting again, and is waited for, once.
+
+        Not where a share `quorum` of the clients is there without it.
+        """
+
+        def away() -> set[int]:
+            online = set(grid.get_node_ids())
+            return {client for client, node in nodes.items() if node not in online}
+
+        gone = away()
+        if len(nodes) - len(gone) < math.ceil(quorum * len(nodes)):
+            poll(lambda: away() <= self.away, RETURN_SECONDS)
+            gone = away()
+        self.away = gone
+        return {node for client, node in nodes.items() if client not in gone}
+
+    def present(self, nodes: Mapping[int, int], online: Collection[int], server_round: int) -> dict[int, int]:
+        """Return the clients that can be asked, with their nodes, of which some are `online`; all where none can be.
+
+        Who is away has not failed: it is asked again as soon as it is back.
+        """
+        not_now = self._busy() | set(self.resting(server_round))
+        there = {client: node for client, node in nodes.items() if client not in not_now and node in online}
+        return there or dict(nodes)
 
     def resting(self, server_round: int) -> list[int]:
         """Return the clients that rest in a round."""

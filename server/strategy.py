@@ -103,7 +103,8 @@ class MixtureStrategy:
         trained: Exchanged[TrainReply] = Exchanged()
         asked: Mapping[int, int] = {}
         if self.spec.trainable():
-            asked = self.sample(server_round, attendance.present(self.nodes, server_round))
+            online = attendance.gather(grid, self.nodes, self.quorum)
+            asked = self.sample(server_round, attendance.present(self.nodes, online, server_round))
             trained = self.train(grid, server_round, mixtures, asked, directory)
             late += attendance.take_late(grid)
             attendance.wait_for(trained.unanswered, started)
@@ -115,13 +116,14 @@ class MixtureStrategy:
                     raise
                 log.warning("round %d: its mixture is not on disk (%s)", server_round, error)
         between = time.monotonic()
-        scorers = self.nodes if is_last else attendance.present(self.nodes, server_round)
+        online = attendance.gather(grid, self.nodes, self.quorum)
+        scorers = self.nodes if is_last else attendance.present(self.nodes, online, server_round)
         evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, scorers, is_last)
         late += attendance.take_late(grid)
         attendance.wait_for(evaluated.unanswered, between)
         attendance.note(server_round, {*asked, *scorers}, trained.failures.keys() | evaluated.failures.keys())
         figures |= round_figures(trained, evaluated, self.spec)
-        figures |= {"late": sorted(late), "seconds": time.monotonic() - started}
+        figures |= {"away": sorted(attendance.away), "late": sorted(late), "seconds": time.monotonic() - started}
         directory.add_round(figures)
         log.info("%s", round_line(figures, num_rounds))
         return evaluated
@@ -173,7 +175,7 @@ class MixtureStrategy:
             directory.add_training(server_round, client, update)
 
         contents = mixtures.instructions(server_round, self.spec.tasks, nodes)
-        return self._ask(grid, MessageType.TRAIN, server_round, contents, nodes, read, keep, self.quorum)
+        return self._ask(grid, MessageType.TRAIN, server_round, contents, nodes, read, keep)
 
     def evaluate(
         self,
@@ -201,8 +203,7 @@ class MixtureStrategy:
             directory.add_scores(server_round, phase, client, reply.scores, reply.measured)
 
         contents = mixtures.instructions(server_round, self.spec.tasks, nodes)
-        quorum = 1.0 if is_last else self.quorum
-        return self._ask(grid, MessageType.EVALUATE, server_round, contents, nodes, read, keep, quorum)
+        return self._ask(grid, MessageType.EVALUATE, server_round, contents, nodes, read, keep, is_last)
 
     def _ask(
         self,
@@ -213,9 +214,9 @@ class MixtureStrategy:
         nodes: Mapping[int, int],
         read: Callable[[RecordDict], Reply],
         keep: Callable[[int, Reply], None],
-        quorum: float,
+        is_last: bool = False,
     ) -> Exchanged[Reply]:
-        """Exchange messages, and again where nobody answers at all: all nodes may be starting again.
+        """Exchange messages, and again where nobody answers at all, or, the last time, with those who went away.
 
         Raises RuntimeError when every attempt was in vain.
         """
@@ -227,9 +228,9 @@ class MixtureStrategy:
             self.timeout_seconds,
             read,
             keep,
-            lambda so_far: set() if so_far.replies else set(nodes),
+            lambda so_far: (so_far.lost if is_last else set()) if so_far.replies else set(nodes),
             self.attempts,
-            quorum=quorum,
+            quorum=1.0 if is_last else self.quorum,
         )
         if not exchanged.replies:
             client, reason = next(iter(exchanged.failures.items()))

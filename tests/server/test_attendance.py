@@ -19,6 +19,7 @@ from server.run_directory import METRICS, ROUNDS, RunDirectory
 from server.strategy import MixtureStrategy
 
 NODES = {0: 1000, 1: 1001, 2: 1002}
+ONLINE = set(NODES.values())
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_one_that_always_fails_is_asked_ever_less_often():
     attendance, asked_in = Attendance(60.0), []
     for server_round in range(1, 31):
-        asked = attendance.present(NODES, server_round)
+        asked = attendance.present(NODES, ONLINE, server_round)
         assert {0, 1} <= asked.keys()
         if 2 in asked:
             asked_in.append(server_round)
@@ -61,8 +62,8 @@ def test_a_reply_ends_a_row_of_failures():
     assert attendance.resting(6) == []
     attendance.note(6, NODES, {2})
     assert attendance.resting(7) == [2]
-    assert attendance.present(NODES, 7) == {0: 1000, 1: 1001}
-    assert attendance.present(NODES, 8) == NODES
+    assert attendance.present(NODES, ONLINE, 7) == {0: 1000, 1: 1001}
+    assert attendance.present(NODES, ONLINE, 8) == NODES
     attendance.note(8, NODES, set())
     attendance.note(9, NODES, {2})
     assert attendance.resting(10) == []
@@ -73,7 +74,7 @@ def test_where_all_rest_all_are_asked():
     for server_round in (1, 2, 3):
         attendance.note(server_round, NODES, NODES)
     assert attendance.resting(4) == [0, 1, 2]
-    assert attendance.present(NODES, 4) == NODES
+    assert attendance.present(NODES, ONLINE, 4) == NODES
 
 
 def test_one_that_still_works_is_not_asked_until_it_has_had_its_time(monkeypatch):
@@ -83,10 +84,10 @@ def test_one_that_still_works_is_not_asked_until_it_has_had_its_time(monkeypatch
     attendance.wait_for({"a message": 1}, sent=90.0)
     attendance.note(1, NODES, {1})
     attendance.note(2, NODES, {1})
-    assert attendance.present(NODES, 3) == {0: 1000, 2: 1002}
+    assert attendance.present(NODES, ONLINE, 3) == {0: 1000, 2: 1002}
     assert attendance.resting(3) == [] and attendance.failed == {}  # it may still reply
     now[0] = 150.0
-    assert attendance.present(NODES, 3) == NODES
+    assert attendance.present(NODES, ONLINE, 3) == NODES
     attendance.note(3, NODES, {1})
     assert attendance.failed == {1: 1}
 
@@ -136,6 +137,64 @@ def test_after_the_last_attempt_the_run_ends_with_the_reason(run, clients):
     with pytest.raises(RuntimeError, match="round 1: no client sent its scores; client 0: division by zero"):
         run(1, attempts=2)
     assert [call[0] for call in clients.calls] == ["train"] * 3 + ["evaluate"] * 6
+
+
+class Comings:
+    """A grid that says, look by look, which of its nodes are there; the last from then on."""
+
+    def __init__(self, *looks: set[int]) -> None:
+        self.looks = [*looks]
+
+    def get_node_ids(self) -> list[int]:
+        return [NODES[client] for client in (self.looks.pop(0) if len(self.looks) > 1 else self.looks[0])]
+
+
+def test_one_that_has_just_gone_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETURN_SECONDS", 60.0)
+    attendance = Attendance(60.0)
+    assert attendance.gather(Comings({0, 1}, {0, 1}, {0, 1, 2}), NODES, 1.0) == ONLINE
+    monkeypatch.setattr(module, "RETURN_SECONDS", 0.0)
+    assert attendance.gather(Comings({0, 1}), NODES, 1.0) == {1000, 1001}
+    assert attendance.away == {2}
+    assert attendance.present(NODES, {1000, 1001}, 1) == {0: 1000, 1: 1001}
+    monkeypatch.setattr(module, "RETURN_SECONDS", 60.0)
+    assert attendance.gather(Comings({0, 1}), NODES, 1.0) == {1000, 1001}  # at once
+    assert attendance.gather(Comings({0}, {0}, {0, 1}), NODES, 1.0) == {1000, 1001}  # the other one is waited for
+    assert attendance.gather(Comings({0, 1, 2}), NODES, 1.0) == ONLINE and attendance.away == set()
+
+
+def test_one_without_whom_there_is_a_quorum_is_not_waited_for() -> None:
+    attendance = Attendance(60.0)
+    assert attendance.gather(Comings({0, 1}), NODES, 0.6) == {1000, 1001}
+    assert attendance.failed == {}
+
+
+def test_one_that_is_away_does_not_fail_and_is_asked_as_soon_as_it_is_back(run, network, clients, monkeypatch):
+    monkeypatch.setattr(module, "RETURN_SECONDS", 0.01)
+
+    def go_and_come(reply: Any) -> Any:
+        network.offline = {1} if clients.calls[-1][1] in (2, 3, 4, 5) else set()
+        return reply
+
+    clients.misbehaviour[2, "train"] = go_and_come
+    figures = run(7)
+    assert [row["num_clients_trained"] for row in figures] == [3, 3, 2, 2, 2, 2, 3]
+    assert [row["away"] for row in figures] == [[], [1], [1], [1], [1], [], []]
+    assert all(row["failed"] == {"train": {}, "evaluate": {}} and not row["resting"] for row in figures)
+
+
+def test_one_that_goes_away_in_the_last_evaluation_is_asked_again(run, network, clients, monkeypatch):
+    monkeypatch.setattr(module, "RETURN_SECONDS", 0.01)
+
+    def go_once(reply: Any) -> Any:
+        if clients.calls.count(("evaluate", 2, 0)) == 1:
+            raise ConnectionError("the node's host died while it answered evaluate")
+        return reply
+
+    clients.misbehaviour[0, "evaluate"] = go_once
+    figures = run(2, attempts=3)
+    assert [row["num_clients_evaluated"] for row in figures] == [3, 3]
+    assert figures[-1]["failed"]["evaluate"] == {}
 
 
 def test_who_failed_is_known_after_a_resumption(tmp_path):
