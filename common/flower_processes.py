@@ -24,6 +24,7 @@ STOP_SECONDS = 10.0  # Ray goes in about 5
 START_SECONDS = 60.0
 COMMAND_SECONDS = 60.0  # `flwr list` takes about 3
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|[\u2500-\u257f]")  # colours, and the boxes that rich draws
+_SAYS_NOTHING = re.compile(r"[A-Z]+ *:")
 
 
 def to_toml(run_config: Mapping[str, str | int | float | bool]) -> str:
@@ -177,8 +178,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """Return what Flower prints without colours and frames."""
-    return _DECORATION.sub("", text).strip()
+    """Return what Flower prints without colours and frames; nothing of a line of its log that says nothing."""
+    text = _DECORATION.sub("", text).strip()
+    return "" if _SAYS_NOTHING.fullmatch(text) else text
 
 
 def last_line(log_path: Path) -> str:

@@ -26,6 +26,7 @@ from simulations.partitions import show_partitions
 from simulations.plan import plan, read_lengths
 from simulations.pretraining.options import Device, Options, Precision
 from simulations.questions import one_question, read_questions
+from simulations.run_report import report
 from simulations.simulate import Engine, resume, simulate, spin_briefly
 from simulations.sweep import EvalSplit, sweep
 from simulations.view import progress_of_runs
@@ -65,6 +66,15 @@ def resume_command(
 ) -> None:
     """Go on with an interrupted simulation after its last whole round; in the end it is as if nothing had been."""
     resume(run, engine, cpus_per_client, gpus_per_client, console)
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the directory of a run, ended or not")],
+    output: Annotated[Path | None, typer.Option(help="where the picture goes; default: clients.png in RUN")] = None,
+) -> None:
+    """Show what a run did to every client, as a table and a picture by round; also while it goes on."""
+    report(run, output, console)
 
 
 @app.command("check")

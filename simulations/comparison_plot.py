@@ -1,6 +1,5 @@
 """The plots of a comparison. Imports matplotlib: import it where a plot is due."""
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,16 +7,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.perplexity import geometric_mean
+from simulations.perplexity_png import perplexity_png
 
 # Dark enough on white, and told apart by the colour-blind (Okabe and Ito; Tol); lines repeat them in other styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#332288", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 GREY = "#9A9A9A"
-# Marks within a power of ten: of perplexities close together, and of those that span more than WIDE.
-STEPS, FEW_STEPS, WIDE = (1, 1.2, 1.5, 2, 3, 5, 7), (1, 2, 5), 20.0
 MAX_SHIFT = 0.16
 
 Row = dict[str, Any]
@@ -40,7 +38,7 @@ def plots(report: Row) -> dict[str, bytes]:
     for figure in (by_rounds, by_bytes):
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figures = {"rounds.png": by_rounds, "bytes.png": by_bytes, "clients.png": _clients(methods)}
-    return {name: _png(figure, report["split"]) for name, figure in figures.items()}
+    return {name: perplexity_png(figure, report["split"]) for name, figure in figures.items()}
 
 
 def _looks(methods: Sequence[Row]) -> Iterator[tuple[str, Row, Row]]:
@@ -108,17 +106,3 @@ def _dots(place: float, rows: Sequence[Row], key: str) -> tuple[list[float], lis
     # Multiples of the golden ratio fill the width evenly.
     shifts = [(index * 0.618034 % 1 - 0.5) * 2 * MAX_SHIFT for index in range(len(values))]
     return [place + shift for shift in shifts], values
-
-
-def _png(figure: Figure, split: str) -> bytes:
-    axes = figure.axes[0]
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=FEW_STEPS if high / low > WIDE else STEPS))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel(f"perplexity ({split} split)")
-    axes.grid(alpha=0.3)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()

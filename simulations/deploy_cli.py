@@ -83,9 +83,12 @@ def status_command(part: Annotated[Path, typer.Argument(metavar="PART", help="of
             tell(f"{key.replace('_', ' ')}: {value}")
         return
     for row in run.nodes(part):
-        tell(f"node {row['node-id']}: {row['status']} since {row['online-at']}")
+        since = row.get(f"{row['status']}-at", "N/A")
+        tell(f"node {row['node-id']}: {row['status']}" + (f" since {since}" if since != "N/A" else ""))
     for row in run.runs(part):
-        tell(f"run {row['run-id']}: {row['status']}, from {row['running-at']} to {row['finished-at']}")
+        ended = row["finished-at"] != "N/A"
+        period = f"from {row['running-at']} to {row['finished-at']}" if ended else f"since {row['running-at']}"
+        tell(f"run {row['run-id']}: {row['status']}, {period}")
 
 
 def tell(line: str) -> None:

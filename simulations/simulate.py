@@ -22,7 +22,7 @@ from common.own_settings import own_config, read_clients
 from common.saved_run import CLIENT_STATES, CONFIG
 from server.checkpoint import CHECKPOINT, read_checkpoint
 from server.run_directory import METRICS, RESULT, ROUNDS, check_resumable, new_run_directory
-from simulations.report import data_line, gate_line, measures_table, result_table
+from simulations.run_report import show_result
 from simulations.settings import resolve
 from simulations.view import RunView
 
@@ -93,15 +93,8 @@ def simulate_settings(
         raise
     result = read_result(directory)
     shutil.rmtree(directory / CLIENT_STATES, ignore_errors=True)  # nothing is left to resume
-    console.print(result_table(result, config.method))
-    if config.measures:
-        console.print()
-        console.print(measures_table(result))
-    if said := data_line(result["data"]):
-        console.print(said, soft_wrap=True)
     last_round = json.loads((directory / ROUNDS).read_text().splitlines()[-1])
-    if "expert_use" in last_round:
-        console.print(gate_line(last_round), soft_wrap=True)
+    show_result(result, config.method, last_round, console)
     console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
     return directory
 
