@@ -146,7 +146,9 @@ def _on_train(content: RecordDict, context: Context) -> RecordDict:
         result = train(tuned, examples, settings_of(config, num_steps), rng)
         arrays = tuned.trainee.trained_arrays()
     if config.wire_format == "int8":
-        arrays = change_to_send(arrays, instruction.arrays, context.state, instruction.server_round)
+        is_personal = instruction.server_round > config.num_rounds  # there is no change after it to add to
+        state = RecordDict(dict(context.state)) if is_personal else context.state
+        arrays = change_to_send(arrays, instruction.arrays, state, instruction.server_round)
     reply = TrainReply(
         arrays, result.loss, result.num_examples, result.usage, result.gate_entropy, result.task_examples
     )

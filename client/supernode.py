@@ -2,15 +2,17 @@
 
     python -m client.supernode LOG ARGUMENTS...
 
-ARGUMENTS are those of flower-supernode; LOG, to which the one before wrote, tells which node it was. Flower 1.41 takes
-a SuperNode that was killed for alive for a minute: its messages wait in vain, and another in its place is refused (exit
-code 305). So this one first leaves in its name, as it would have done by itself at a SIGTERM. And Flower's pauses are
-long: 3 s until it asks for a message again, which is after every reply, for no server is that fast, and a second until
-it asks again for a part of a message that is on its way.
+ARGUMENTS are those of flower-supernode; LOG, to which the one before wrote, tells which node it was, and on which
+host. Flower 1.41 takes a SuperNode that was killed for alive for a minute: its messages wait in vain, and another in
+its place is refused (exit code 305). So this one first leaves in its name, as it would have done by itself at a
+SIGTERM; but not for one of another host, which may be alive, as where a node's folder was copied. And Flower's pauses
+are long: 3 s until it asks for a message again, which is after every reply, for no server is that fast, and a second
+until it asks again for a part of a message that is on its way.
 """
 
 import contextlib
 import re
+import socket
 import sys
 import time
 from functools import partial
@@ -28,8 +30,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 FIRST_PAUSE_SECONDS = 0.2
 REPLY_PAUSE_SECONDS = 0.5  # Flower's, while a message is being answered
-GONE_SECONDS = 2.0  # who waits for replies of the one before has to see that it is gone (server/exchange.py)
-_NODE = re.compile(rb"SuperNode ID: (\d+)")
+HOST = "SuperNode on host"  # what a log says of where its SuperNode ran
+_NODE, _HOST = re.compile(rb"SuperNode ID: (\d+)"), re.compile(rf"{HOST} (\S+)".encode())
 
 
 class Pauses:
@@ -46,14 +48,24 @@ class Pauses:
         )
 
 
-def node_before(log: Path) -> int | None:
-    """Return the number of the SuperNode that last wrote to a log; None where none did."""
-    number = None
+def node_before(log: Path, host: str) -> int | None:
+    """Return the number of the SuperNode that last wrote to a log; None where none did, or on another host."""
+    number, where = None, b""
     with contextlib.suppress(FileNotFoundError), log.open("rb") as lines:
         for line in lines:
-            if said := _NODE.search(line):
+            if said := _HOST.search(line):
+                where = said[1]
+            elif said := _NODE.search(line):
                 number = int(said[1])
-    return number
+    return number if where == host.encode() else None
+
+
+def this_host() -> str:
+    """Return what tells this machine, or container, from others."""
+    identity = ""
+    with contextlib.suppress(OSError):
+        identity = Path("/etc/machine-id").read_text().strip()
+    return f"{socket.gethostname()}/{identity}"
 
 
 def leave_for(
@@ -75,13 +87,13 @@ def main() -> None:
     """Take the place of the one before; run Flower's SuperNode."""
     log = Path(sys.argv[1])
     sys.argv = ["flower-supernode", *sys.argv[2:]]
-    node = node_before(log)
+    node = node_before(log, this_host())
     if node is not None:
         config = _parse_supernode_lifespan_config()
         known_by = config.root_certificates, config.authentication_keys
         if leave_for(node, config.server_address, config.insecure, *known_by):
             print(f"Node {node} was taken for alive, and has left", flush=True)
-            time.sleep(GONE_SECONDS)
+    print(f"{HOST} {this_host()}", flush=True)
     start_client_internal.time = Pauses()  # type: ignore[assignment, attr-defined]
     start_client_internal.pull_objects = partial(  # type: ignore[attr-defined]
         pull_objects, initial_backoff=FIRST_PAUSE_SECONDS / 2, backoff_cap=1.0

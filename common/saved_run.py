@@ -10,7 +10,7 @@ from common.config import QUANTIZATIONS
 from common.fingerprint import fingerprint
 from common.mixture_file import SavedMixture, check_fingerprint, read_mixture
 
-CLIENT_STATES = "clients"  # what clients of a simulation keep until its end
+CLIENT_STATES = ".client-states"  # a directory of what clients of a simulation keep until its end
 CONFIG = "config.json"  # a run's settings, under their keys
 
 

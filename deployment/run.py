@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.config import Value
 from common.flower_processes import Processes, plain, run_flwr, to_toml
@@ -49,14 +49,14 @@ def submit(part: Path, app_directory: Path, run_config: Mapping[str, Value], tel
     with tempfile.TemporaryDirectory(dir=part) as directory:
         overrides = Path(directory) / "overrides.toml"
         overrides.write_text(to_toml(run_config), encoding="utf-8")
-        _stream(part, ["run", str(app_directory), SUPERLINK, "--stream", "-c", str(overrides)], shown)
+        is_shown = _stream(part, ["run", str(app_directory), SUPERLINK, "--stream", "-c", str(overrides)], shown)
     if shown.run_id is None:
         raise RuntimeError(f"the run was not submitted to {read_control(part).superlink}: see above")
-    return _end_of(part, shown.run_id, shown)
+    return _end_of(part, shown.run_id, shown, is_shown)
 
 
-def _end_of(part: Path, run_id: str, shown: "_Shown") -> str:
-    """Wait until a run has ended, whatever becomes of its log and of the SuperLink; return how it ended."""
+def _end_of(part: Path, run_id: str, shown: "_Shown", is_shown: bool) -> str:
+    """Wait until a run has ended and its log `is_shown`, whatever becomes of the SuperLink; return how it ended."""
     missed_since, told = None, ""
     while True:
         try:
@@ -68,20 +68,25 @@ def _end_of(part: Path, run_id: str, shown: "_Shown") -> str:
                 raise
             status = f"out of sight ({error})"
         if status.startswith("finished"):
+            if not is_shown:
+                _stream(part, ["log", run_id, SUPERLINK, "--stream"], shown)
             return status
         if status != told:
             shown.tell(f"its log has ended, but not the run: {status}")
         told = status
         time.sleep(POLL_SECONDS)
         if missed_since is None:
-            _stream(part, ["log", run_id, SUPERLINK, "--stream"], shown)
+            is_shown = _stream(part, ["log", run_id, SUPERLINK, "--stream"], shown)
 
 
-def _stream(part: Path, arguments: list[str], shown: "_Shown") -> None:
+def _stream(part: Path, arguments: list[str], shown: "_Shown") -> bool:
+    """Show a log until it ends; return whether it ended well."""
     with tempfile.TemporaryDirectory(dir=part) as directory, Processes(part) as processes:
         log = Path(directory) / "stream.log"
         log.touch()
-        shown.follow(processes.start("flwr", arguments, log), log)
+        stream = processes.start("flwr", arguments, log)
+        shown.follow(stream, log)
+        return stream.returncode == 0
 
 
 class _Shown:
@@ -98,7 +103,7 @@ class _Shown:
         with open(log, encoding="utf-8", errors="replace") as file:
             while True:
                 ended = stream.poll() is not None  # before reading, so that nothing is missed
-                while line := file.readline():
+                while line := self._whole_line(file, ended):
                     if not (said := plain(line)):
                         continue
                     if position is None:
@@ -111,6 +116,16 @@ class _Shown:
                     return
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     stream.wait(timeout=0.5)
+
+    @staticmethod
+    def _whole_line(file: TextIO, ended: bool) -> str:
+        """Read a line once all of it is there; nothing until then."""
+        begin = file.tell()
+        line = file.readline()
+        if line.endswith("\n") or ended:
+            return line
+        file.seek(begin)
+        return ""
 
     def _show_what_flwr_says(self, said: str) -> None:
         if self.run_id is None and (found := _RUN_ID.search(said)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.flower_processes import Processes, last_line
 
 POLL_SECONDS = 0.5
-# A SuperNode that died is taken for alive for a minute, and ends again until then.
+# What ends at once, as a host with a wrong setting does, must not keep the machine busy.
 RESTART_SECONDS = 3.0
 
 Tell = Callable[[str], None]

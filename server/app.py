@@ -18,6 +18,7 @@ from common.perplexity import geometric_mean, total
 from common.wire.preparation import PrepareReply
 from common.wire.rounds import EvaluateReply
 from server.bounded_pulls import bound_pulls
+from server.checkpoint import Checkpoint
 from server.exchange import wait_for_nodes
 from server.first_adapter import first_adapter
 from server.first_mixture import first_mixture
@@ -60,7 +61,9 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
             config.quorum,
             config.round_attempts,
         )
-        spec, arrays, described = starting_point(grid, config, preparation)
+        if directory.checkpoint is not None:
+            preparation.known_tasks = frozenset(directory.checkpoint.tasks)
+        spec, arrays, described = starting_point(grid, config, preparation, directory.checkpoint)
     except (RuntimeError, ValueError):
         directory.discard()
         raise
@@ -113,14 +116,17 @@ def federate(grid: Grid, nodes: list[int], config: Config, directory: RunDirecto
     log.info("results are in %s", directory.path)
 
 
-def starting_point(grid: Grid, config: Config, preparation: Preparation) -> tuple[Spec, Arrays, dict[str, Any]]:
-    """Return what round 1 starts from: sizes, values, and the card that is saved beside them."""
+def starting_point(
+    grid: Grid, config: Config, preparation: Preparation, checkpoint: Checkpoint | None = None
+) -> tuple[Spec, Arrays, dict[str, Any]]:
+    """Return what round 1, or a resumed run, starts from: sizes, values, and the card that is saved beside them."""
     first = next(iter(preparation.replies.values()))
     if config.method != "mixture":
         adapter, arrays = first_adapter(grid, config, preparation)
         return adapter, arrays, adapter.peft_card | {"base_model_name_or_path": config.backbone}
     spec = config.mixture_spec(first.hidden_size, first.kv_shapes, preparation.tasks, first.gate_input_size)
-    return spec, first_mixture(grid, config, spec, preparation), card(spec, config.backbone, first.fingerprint, 0)
+    arrays = checkpoint.shared if checkpoint else first_mixture(grid, config, spec, preparation)
+    return spec, arrays, card(spec, config.backbone, first.fingerprint, 0)
 
 
 def add_personal(figures: dict[str, Any], last: dict[int, EvaluateReply]) -> None:

@@ -41,11 +41,14 @@ def exchange_again(
             break
         log.warning("%s: attempt %d of %d follows, with %d clients", message_type, attempt + 1, attempts, len(asked))
         limit = min(timeout_seconds, LONGEST_RETURN_SECONDS) if result.replies else timeout_seconds
-        wait_for_return(grid, set(asked.values()), limit)
+        if not wait_for_return(grid, set(asked.values()), limit):
+            break
     return result
 
 
-def wait_for_return(grid: Grid, nodes: set[int], timeout_seconds: float) -> None:
-    """Wait until one of these nodes is connected, at most so long, and a little for the others."""
-    if poll(lambda: not nodes.isdisjoint(grid.get_node_ids()), timeout_seconds):
+def wait_for_return(grid: Grid, nodes: set[int], timeout_seconds: float) -> bool:
+    """Wait until one of these nodes is connected, and a little for the others; return False where none comes."""
+    is_back = poll(lambda: not nodes.isdisjoint(grid.get_node_ids()), timeout_seconds)
+    if is_back:
         poll(lambda: nodes.issubset(grid.get_node_ids()), RETURN_SECONDS)
+    return is_back

@@ -11,7 +11,6 @@ from flwr.serverapp import Grid
 from common.poll import poll
 
 # Rounds in a row that a client may fail in; then it rests for one round, and twice as long each time it fails again.
-# A SuperNode that was killed is refused for a minute, which may be two short rounds.
 FAILURES_BEFORE_REST = 3
 LONGEST_REST = 8  # rounds
 RETURN_SECONDS = 20.0  # a SuperNode that was killed is back in about eight
@@ -20,7 +19,7 @@ RETURN_SECONDS = 20.0  # a SuperNode that was killed is back in about eight
 class Waited(NamedTuple):
     """A message whose reply did not come while its round lasted."""
 
-    client: int  # or node
+    client: int
     sent: float  # time.monotonic()
 
 
@@ -56,13 +55,13 @@ class Attendance:
         return {node for client, node in nodes.items() if client not in gone}
 
     def present(self, nodes: Mapping[int, int], online: Collection[int], server_round: int) -> dict[int, int]:
-        """Return the clients that can be asked, with their nodes, of which some are `online`; all where none can be.
+        """Return the clients that can be asked, with their nodes; where none can be all that are `online`, or all.
 
         Who is away has not failed: it is asked again as soon as it is back.
         """
+        there = {client: node for client, node in nodes.items() if node in online}
         not_now = self._busy() | set(self.resting(server_round))
-        there = {client: node for client, node in nodes.items() if client not in not_now and node in online}
-        return there or dict(nodes)
+        return {client: node for client, node in there.items() if client not in not_now} or there or dict(nodes)
 
     def resting(self, server_round: int) -> list[int]:
         """Return the clients that rest in a round."""

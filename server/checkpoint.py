@@ -19,8 +19,9 @@ _ABOUT, _SHARED, _OWN = "about", "shared", "own"
 class Checkpoint:
     """The mixtures after a round, how long (bytes) the files were that grow, and who failed of late.
 
-    `failed` and `back` are those of server.attendance. Nothing else is left of a round: who is sampled, and how clients
-    shuffle, follows from seed and round.
+    `failed` and `back` are those of server.attendance; `tasks` those that the mixture was made for, as clients with
+    others may have come since. Nothing else is left of a round: who is sampled, and how clients shuffle, follows from
+    seed and round.
     """
 
     server_round: int
@@ -29,6 +30,7 @@ class Checkpoint:
     sizes: dict[str, int]
     failed: dict[int, int] = field(default_factory=dict)
     back: dict[int, int] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -36,7 +38,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     arrays = {f"{_SHARED}/{name}": array for name, array in checkpoint.shared.items()}
     for client, own in checkpoint.own.items():
         arrays |= {f"{_OWN}/{client}/{name}": array for name, array in own.items()}
-    named = ("server_round", "sizes", "failed", "back")
+    named = ("server_round", "sizes", "failed", "back", "tasks")
     about = json.dumps({name: getattr(checkpoint, name) for name in named})
     content = BytesIO()
     np.savez(content, **{_ABOUT: np.array(about)}, **arrays)  # type: ignore[arg-type]
@@ -61,6 +63,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
                     client, _, name = name.partition("/")
                     own.setdefault(int(client), {})[name] = file[key]
             failed, back = ({int(client): n for client, n in about[name].items()} for name in ("failed", "back"))
-            return Checkpoint(int(about["server_round"]), shared, own, about["sizes"], failed, back)
+            return Checkpoint(
+                int(about["server_round"]), shared, own, about["sizes"], failed, back, tuple(about["tasks"])
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): start the run anew") from None

@@ -13,12 +13,14 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.wire.message_bytes import message_bytes
+from server.restarted import Sent, without_their_nodes
 
 log = logging.getLogger("flwr.fedmops")
 
 # Between looks for replies: a tenth of a second at first, then a hundredth of the time waited, as each look costs a
-# SuperLink some hundredths of a second; but often enough to see a node that is away for two (client/supernode.py).
+# SuperLink some hundredths of a second.
 POLL_SECONDS, LONGEST_POLL_SECONDS, POLL_SHARE = 0.1, 1.0, 0.01
+LOOK_SECONDS = 2.0  # between looks for nodes that were started again
 MAX_REASON_CHARACTERS = 300
 Reply = TypeVar("Reply")
 
@@ -82,12 +84,20 @@ def exchange(
     grid.push_messages(list(sent.values()))
     # By message, not by the reply's sender: an error reply that Flower writes for a dead node names another.
     waiting = {message.metadata.message_id: client for client, message in sent.items()}
+    looked = started
 
     def fail(client: int, reason: str) -> None:
         result.failures[client] = reason
         log.warning("%s %d failed to %s: %s", who, client, message_type, reason)
 
     while waiting and time.monotonic() < started + limit_seconds:
+        lost: set[str] = set()
+        if time.monotonic() > looked + LOOK_SECONDS:
+            looked = time.monotonic()
+            unsure = (sent[client].metadata for client in waiting.values())
+            lost = without_their_nodes(
+                grid, {each.message_id: Sent(each.dst_node_id, each.created_at) for each in unsure}
+            )
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             client = waiting.pop(message.metadata.reply_to_message_id)
@@ -106,6 +116,10 @@ def exchange(
             on_reply(client, reply)
             if len(result.replies) == enough:
                 limit_seconds = min(limit_seconds, 2 * (time.monotonic() - started))
+        for message_id in sorted(lost & waiting.keys()):  # and no reply came before
+            client = waiting.pop(message_id)
+            result.lost.add(client)
+            fail(client, "its node was started again, without the message")
         if not arrived:
             waited = time.monotonic() - started
             time.sleep(min(max(POLL_SECONDS, POLL_SHARE * waited), LONGEST_POLL_SECONDS))

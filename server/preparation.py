@@ -13,7 +13,7 @@ from common.wire.preparation import PREPARE, PrepareReply, unpack_prepare_reply
 from common.wire.rounds import instruction
 from server.attempts import exchange_again
 from server.exchange import Exchanged
-from server.run_directory import RunDirectory
+from server.run_directory import ALONE, RunDirectory
 from server.update_check import check_measured, check_prepare_reply
 
 log = logging.getLogger("flwr.fedmops")
@@ -21,7 +21,7 @@ log = logging.getLogger("flwr.fedmops")
 
 @dataclass
 class Preparation:
-    """Who takes part, sorted by client, and what it took to find out."""
+    """Who takes part, and what it took to find out."""
 
     nodes: dict[int, int] = field(default_factory=dict)  # client -> node id
     replies: dict[int, PrepareReply] = field(default_factory=dict)
@@ -29,6 +29,8 @@ class Preparation:
     bytes_down: int = 0
     bytes_up: int = 0
     unanswered: dict[str, int] = field(default_factory=dict)  # message id -> node that has not told yet
+    known_tasks: frozenset[str] | None = None  # of a run that is resumed: its mixture was made for these
+    gone: set[int] = field(default_factory=set)  # clients that went away since, and did not come back
 
     def take_in(self, node: int, reply: PrepareReply) -> None:
         """Let a client take part."""
@@ -37,7 +39,9 @@ class Preparation:
 
     @property
     def tasks(self) -> set[str]:
-        """All tasks that a client trains on."""
+        """All tasks that a client trains on, when the run begins."""
+        if self.known_tasks is not None:
+            return set(self.known_tasks)
         return {task for reply in self.replies.values() for task in reply.tasks}
 
     def count(self, name: str, exchanged: Exchanged[Any]) -> None:
@@ -91,7 +95,7 @@ def first_exchange(
         {node: node for node in nodes},
         timeout_seconds,
         read,
-        lambda _, reply: directory.add_scores(0, "backbone", reply.partition, reply.scores, reply.measured),
+        lambda _, reply: directory.add_scores(0, ALONE, reply.partition, reply.scores, reply.measured),
         lambda so_far: so_far.lost,
         attempts,
         who="node",

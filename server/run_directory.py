@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ VERSIONED = ("fedmops", "flwr", "torch", "transformers", "peft", "bitsandbytes",
 
 VERSIONS, RESULT = "versions.json", "result.json"
 HOLD_SECONDS = 60.0  # a ServerApp that Flower has given up may take its time to end
+ALONE = "backbone"  # the phase in which clients score that
 METRICS, ROUNDS, LOG = "metrics.jsonl", "rounds.jsonl", "run.log"
 # Keys in which a resumed run may differ from what it was: where it lies, and how long it waits for whom.
 RESUMED_OTHERWISE = ("resume", "run-directory", "round-timeout-seconds", "quorum", *CHANGE_NO_RESULT)
@@ -71,6 +73,7 @@ class RunDirectory:
             else:
                 replace_json(path / CONFIG, settings_of(config))
                 replace_json(path / VERSIONS, versions())
+            self._told_alone = told_alone(path / METRICS)
             self._growing = {name: GrowingFile(path / name) for name in (METRICS, ROUNDS)}
         except BaseException:
             self._log.close()
@@ -86,13 +89,20 @@ class RunDirectory:
         scores: dict[str, AnswerScore],
         measured: Measured | None = None,
     ) -> None:
-        """Append a client's scores, a line per task, and what else was measured."""
+        """Append a client's scores, a line per task, and what else was measured.
+
+        Of the backbone alone the last round's count: who was left out, or came late, tells them later.
+        """
+        if phase == ALONE and server_round == 0:
+            if client in self._told_alone:  # a resumed run asks again
+                return
+            self._told_alone.add(client)
         for task, score in scores.items():
             derived = {"perplexity": score.perplexity, "bits_per_character": score.bits_per_character}
             line = {"round": server_round, "phase": phase, "client": client, "task": task}
             measures = {name: asdict(each) for name, each in (measured or {}).get(task, {}).items()}
             more = {"measures": measures} if measures else {}
-            self._append(METRICS, line | asdict(score) | derived | more)
+            self._append(METRICS, line | asdict(score) | derived | more, again=phase != ALONE)
 
     def add_training(self, server_round: int, client: int, update: TrainReply) -> None:
         """Append what a client told of its training."""
@@ -125,12 +135,13 @@ class RunDirectory:
         own: dict[int, Arrays],
         failed: dict[int, int],
         back: dict[int, int],
+        tasks: Sequence[str],
     ) -> None:
         """Save what the run would go on from; a full disk is told, and the run goes on."""
         try:
             self._write_waiting()
             sizes = {name: growing.path.stat().st_size for name, growing in self._growing.items()}
-            write_checkpoint(self.path, Checkpoint(server_round, shared, own, sizes, failed, back))
+            write_checkpoint(self.path, Checkpoint(server_round, shared, own, sizes, failed, back, tuple(tasks)))
         except OSError as error:
             logger.warning("round %d cannot be resumed from: its checkpoint was not written (%s)", server_round, error)
 
@@ -155,14 +166,21 @@ class RunDirectory:
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        if self.checkpoint is not None and line["round"] <= self.checkpoint.server_round:
-            return  # a resumed run asks again what stands here already
+    def _append(self, name: str, line: dict[str, Any], again: bool = True) -> None:
+        """Append a line, unless a resumed run asked `again` what stands there already."""
+        if again and self.checkpoint is not None and line["round"] <= self.checkpoint.server_round:
+            return
         self._growing[name].append(line)
 
     def _write_waiting(self) -> None:
         for growing in self._growing.values():
             growing.write_waiting()
+
+
+def told_alone(metrics: Path) -> set[int]:
+    """Return the clients of whose backbone alone metrics.jsonl has the scores."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return {line["client"] for line in map(json.loads, lines) if line["phase"] == ALONE}
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class MixtureStrategy:
             evaluated = self.run_round(grid, server_round, num_rounds, mixtures, attendance, directory)
             if server_round < num_rounds:  # the last round's scores make the result: it would be run again
                 directory.save_checkpoint(
-                    server_round, mixtures.shared, mixtures.own, attendance.failed, attendance.back
+                    server_round, mixtures.shared, mixtures.own, attendance.failed, attendance.back, self.spec.tasks
                 )
         return Outcome(mixtures, evaluated.replies)
 
@@ -117,12 +117,17 @@ class MixtureStrategy:
                 log.warning("round %d: its mixture is not on disk (%s)", server_round, error)
         between = time.monotonic()
         online = attendance.gather(grid, self.nodes, self.quorum)
-        scorers = self.nodes if is_last else attendance.present(self.nodes, online, server_round)
+        scorers = attendance.present(self.nodes, online, server_round)
+        if is_last:  # it makes the result: also of those who rest, or are late
+            scorers = {client: node for client, node in self.nodes.items() if node in online} or scorers
         evaluated = self.evaluate(grid, server_round, mixtures, "mixture", directory, scorers, is_last)
         late += attendance.take_late(grid)
         attendance.wait_for(evaluated.unanswered, between)
         attendance.note(server_round, {*asked, *scorers}, trained.failures.keys() | evaluated.failures.keys())
         figures |= round_figures(trained, evaluated, self.spec)
+        if self.newcomers:
+            figures["bytes_down"] += self.newcomers.bytes_down
+            figures["bytes_up"] += self.newcomers.bytes_up
         figures |= {"away": sorted(attendance.away), "late": sorted(late), "seconds": time.monotonic() - started}
         directory.add_round(figures)
         log.info("%s", round_line(figures, num_rounds))

@@ -10,7 +10,7 @@ from rich.console import Console
 from common.atomic_file import replace_file
 from common.perplexity import AnswerScore, geometric_mean, total
 from common.saved_run import CONFIG
-from server.run_directory import METRICS, RESULT, ROUNDS
+from server.run_directory import ALONE, METRICS, RESULT, ROUNDS
 from simulations.report import data_line, gate_line, measures_table, result_table
 
 PICTURE = "clients.png"
@@ -59,10 +59,11 @@ def show_result(result: dict[str, Any], method: str, last_round: dict[str, Any],
 def curves(metrics: Lines) -> Curves:
     """Return every client's perplexity over the rounds, from the lines of metrics.jsonl."""
     scores: dict[tuple[int, int], list[AnswerScore]] = defaultdict(list)
+    for line in [line for lines in _alone(metrics).values() for line in lines]:
+        scores[line["client"], 0].append(_score(line))
     for line in metrics:
-        if line["phase"] in ("backbone", "mixture"):
-            server_round = 0 if line["phase"] == "backbone" else line["round"]
-            scores[line["client"], server_round].append(_score(line))
+        if line["phase"] == "mixture":
+            scores[line["client"], line["round"]].append(_score(line))
     found: Curves = defaultdict(dict)
     for (client, server_round), of_tasks in sorted(scores.items()):
         found[client][server_round] = total(of_tasks).perplexity
@@ -71,9 +72,9 @@ def curves(metrics: Lines) -> Curves:
 
 def so_far(metrics: Lines) -> dict[str, Any]:
     """Return what result.json would say of every client after the last round that it was scored in."""
-    clients = []
-    for client, perplexities in curves(metrics).items():
-        alone = [line for line in metrics if line["phase"] == "backbone" and line["client"] == client]
+    clients, of_client = [], curves(metrics)
+    for client, alone in _alone(metrics).items():
+        perplexities = of_client[client]
         row = {
             "client": client,
             "tasks": [line["task"] for line in alone],
@@ -88,6 +89,18 @@ def so_far(metrics: Lines) -> dict[str, Any]:
         "backbone_perplexity": geometric_mean(row["backbone_perplexity"] for row in scored),
         "perplexity": geometric_mean(row.get("perplexity", row["backbone_perplexity"]) for row in scored),
     }
+
+
+def _alone(metrics: Lines) -> dict[int, Lines]:
+    """Return what each client last told of its backbone alone."""
+    found: dict[int, Lines] = {}
+    for line in metrics:
+        if line["phase"] == ALONE:
+            lines = found.setdefault(line["client"], [])
+            if lines and lines[0]["round"] != line["round"]:
+                lines.clear()
+            lines.append(line)
+    return dict(sorted(found.items()))
 
 
 def _score(line: dict[str, Any]) -> AnswerScore:

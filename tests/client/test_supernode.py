@@ -1,9 +1,12 @@
 """A SuperNode in the place of one that was killed, and how often it asks."""
 
 import http.server
+import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from flwr.proto.fleet_pb2 import DeactivateNodeRequest, DeactivateNodeResponse
 from flwr.supernode import start_client_internal
 
 from client import supernode
-from client.supernode import Pauses, leave_for, node_before
+from client.supernode import HOST, Pauses, leave_for, node_before, this_host
 
 
 @pytest.fixture
@@ -36,19 +39,71 @@ def test_pauses_begin_short_after_each_message_and_end_at_flowers_own(slept: lis
 
 
 def test_flowers_loop_takes_its_pauses_where_they_are_replaced() -> None:
-    assert {"time", "_push_messages"} <= vars(start_client_internal).keys()
-    assert "sleep" in start_client_internal._push_messages.__code__.co_names
+    assert {"time", "pull_objects"} <= vars(start_client_internal).keys()
+    assert {"time", "sleep"} <= set(start_client_internal._push_messages.__code__.co_names)
+    assert {"time", "sleep"} <= set(start_client_internal.start_client_internal.__code__.co_names)
+    assert "pull_objects" in start_client_internal._pull_and_store_message.__code__.co_names
 
 
-def test_the_node_before_is_the_last_that_a_log_tells_of(tmp_path: Path) -> None:
+def test_the_node_before_is_the_last_that_a_log_tells_of_on_this_host(tmp_path: Path) -> None:
     log = tmp_path / "supernode.log"
-    assert node_before(log) is None
-    log.write_bytes(b"INFO :      Starting Flower SuperNode\n\xff\n")
-    assert node_before(log) is None
-    log.write_bytes(
-        b"INFO :      SuperNode ID: 12\nReceiving\nINFO :      SuperNode ID: 18446744073709551615\nSending\n"
+    assert node_before(log, "here") is None
+    log.write_bytes(f"{HOST} here\nINFO :      Starting Flower SuperNode\n".encode() + b"\xff\n")
+    assert node_before(log, "here") is None
+    with log.open("a") as said:
+        said.write("INFO :      SuperNode ID: 12\nReceiving\nINFO :      SuperNode ID: 18446744073709551615\nSending\n")
+    assert node_before(log, "here") == 18446744073709551615
+    assert node_before(log, "there") is None  # the folder was copied: the other one may be alive
+    with log.open("a") as said:
+        said.write(f"{HOST} there\nINFO :      SuperNode ID: 5\n")
+    assert (node_before(log, "here"), node_before(log, "there")) == (None, 5)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Any]]:
+    """Return a function that runs the SuperNode's start after a log that says so; it returns what is done, in order."""
+    done: list[Any] = []
+    config = SimpleNamespace(
+        server_address="server:8000", insecure=False, root_certificates=b"ca", authentication_keys="k"
     )
-    assert node_before(log) == 18446744073709551615
+
+    def flowers_own() -> None:
+        done.append(("flower", *sys.argv))
+        assert isinstance(start_client_internal.time, Pauses)  # type: ignore[attr-defined]
+        assert start_client_internal.pull_objects.keywords["initial_backoff"] < 1  # type: ignore[attr-defined]
+
+    def leave(*arguments: Any) -> bool:
+        done.append(("leave", *arguments))
+        return True
+
+    monkeypatch.setattr(supernode, "flower_supernode", flowers_own)
+    monkeypatch.setattr(supernode, "leave_for", leave)
+    monkeypatch.setattr(supernode, "_parse_supernode_lifespan_config", lambda: config)
+    for name in ("time", "pull_objects"):
+        monkeypatch.setattr(start_client_internal, name, getattr(start_client_internal, name))  # put back at the end
+
+    def start(said: str) -> list[Any]:
+        (tmp_path / "log").write_text(said)
+        monkeypatch.setattr(sys, "argv", ["client.supernode", str(tmp_path / "log"), "--superlink", "server:8000"])
+        supernode.main()
+        return done
+
+    return start
+
+
+FLOWER = ("flower", "flower-supernode", "--superlink", "server:8000")
+
+
+def test_it_leaves_for_the_one_before_then_starts_with_short_pauses(
+    started: Callable[[str], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = started(f"{HOST} {this_host()}\nSuperNode ID: 12\n")
+    assert done == [("leave", 12, "server:8000", False, b"ca", "k"), FLOWER]
+    assert capsys.readouterr().out == f"Node 12 was taken for alive, and has left\n{HOST} {this_host()}\n"
+
+
+def test_where_there_was_none_before_on_this_host_it_only_starts(started: Callable[[str], list[Any]]) -> None:
+    assert started(f"{HOST} elsewhere/1\nSuperNode ID: 12\n") == [FLOWER]
 
 
 Asked = list[tuple[str, int, bool]]

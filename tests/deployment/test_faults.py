@@ -41,10 +41,13 @@ def test_a_run_outlives_the_death_of_a_host_a_clientapp_a_supernode_and_the_supe
     deployment.kill("flwr-clientapp", str(deployment.node_port(1)), number=signal.SIGTERM)
     assert run.wait_until_back(1, hit) <= hit + 2
 
-    # The SuperNode: the round ends at its deadline, and it is back within two.
+    # The SuperNode: its message fails at once, not at the deadline, and it is back in the next round.
     hit = wait_for_training(0)
     deployment.kill("client.supernode", str(deployment.node_port(0)))
-    assert run.wait_until_back(0, hit) <= hit + 2
+    assert run.wait_until_back(0, hit) == hit + 1
+    (failed,) = [row["failed"]["train"] for row in run.rounds if row["round"] == hit]
+    assert list(failed) == ["0"] and ("Node Unavailable" in failed["0"] or "started again" in failed["0"])
+    assert "was taken for alive, and has left" in (deployment.path / "node-0" / "supernode.log").read_text()
 
     # The SuperLink, between two rounds or within one.
     hit = wait_for_training(1)

@@ -27,7 +27,7 @@ def answering(monkeypatch, *answers):
     monkeypatch.setattr(run, "status_of", status_of)
 
 
-def shown_until_the_end(monkeypatch, tmp_path, said, *streams):
+def shown_until_the_end(monkeypatch, tmp_path, said, *streams, is_shown=True):
     """Follow a run to its end, whose log is streamed anew in these ways; return how it ended."""
     waiting = [*streams]
 
@@ -37,7 +37,7 @@ def shown_until_the_end(monkeypatch, tmp_path, said, *streams):
             return printing(log_path, *waiting.pop(0))
 
     monkeypatch.setattr(run, "Processes", Streams)
-    ended = run._end_of(tmp_path, "7", run._Shown(said.append))
+    ended = run._end_of(tmp_path, "7", run._Shown(said.append), is_shown)
     assert not waiting
     return ended
 
@@ -55,6 +55,25 @@ def test_a_run_that_outlives_its_log_is_waited_for(monkeypatch, tmp_path):
     assert shown_until_the_end(monkeypatch, tmp_path, said, [], []) == run.COMPLETED
     gone, running = (f"its log has ended, but not the run: {status}" for status in ("out of sight (gone)", "running"))
     assert said == [gone, running, gone]  # each once
+
+
+def test_the_end_of_a_log_that_broke_is_shown(monkeypatch, tmp_path):
+    said = []
+    answering(monkeypatch, run.COMPLETED)
+    last = [run.STREAM_BEGINS, "results are in runs/x"]
+    assert shown_until_the_end(monkeypatch, tmp_path, said, last, is_shown=False) == run.COMPLETED
+    assert said == last
+
+
+def test_a_line_is_shown_once_it_is_whole(tmp_path):
+    log, said = tmp_path / "log", []
+    code = (
+        "import sys, time; w = sys.stdout.write; f = sys.stdout.flush; w('rou'); f(); time.sleep(1.2); w('nd 2\\nlast')"
+    )
+    with open(log, "wb") as file:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=file)
+    run._Shown(said.append).follow(process, log)
+    assert said == ["round 2", "last"]
 
 
 def test_a_superlink_that_stays_away_is_an_error(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from numpy.typing import NDArray
 
 from client.gate_statistics import sums_by_cluster
@@ -228,8 +230,8 @@ def directory(tmp_path: Path, config: Config) -> Iterator[RunDirectory]:
 class FakeNetwork(InlineGrid):
     """Delivers all waiting replies at once, last first; nothing of the clients in `silent`.
 
-    The nodes of the clients in `offline` are not there. As Flower does for a node that died, it sends errors in the
-    name of node 1.
+    The nodes of the clients in `offline` are not there, those in `started` were started at that time. As Flower does
+    for a node that died, it sends errors in the name of node 1.
     """
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:
@@ -237,6 +239,7 @@ class FakeNetwork(InlineGrid):
         self.nodes = dict(enumerate(super().get_node_ids()))
         self.silent: set[int] = set()
         self.offline: set[int] = set()
+        self.started: dict[int, datetime] = {}
         self.received: list[Message] = []
         self._node_of: dict[str, int] = {}
 
@@ -249,6 +252,10 @@ class FakeNetwork(InlineGrid):
     def get_node_ids(self) -> list[int]:
         offline = {self.nodes[client] for client in self.offline}
         return [node for node in super().get_node_ids() if node not in offline]
+
+    def get_nodes(self) -> list[NodeInfo]:
+        started = {self.nodes[client]: when.isoformat() for client, when in self.started.items()}
+        return [NodeInfo(node_id=node, last_activated_at=started.get(node, "")) for node in self.get_node_ids()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         silent = {self.nodes[client] for client in self.silent}

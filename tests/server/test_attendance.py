@@ -11,6 +11,7 @@ import pytest
 from common.mixture_arrays import Arrays, initial_arrays
 from common.mixture_file import card
 from common.mixture_spec import MixtureSpec
+from server import attempts
 from server import attendance as module
 from server import exchange as exchange_module
 from server.attendance import Attendance
@@ -67,6 +68,14 @@ def test_a_reply_ends_a_row_of_failures():
     attendance.note(8, NODES, set())
     attendance.note(9, NODES, {2})
     assert attendance.resting(10) == []
+
+
+def test_where_all_who_are_there_rest_they_are_asked_and_not_those_who_are_away():
+    attendance = Attendance(60.0)
+    for server_round in (1, 2, 3):
+        attendance.note(server_round, NODES, {0})
+    assert attendance.present(NODES, {1000}, 4) == {0: 1000}
+    assert attendance.present(NODES, set(), 4) == NODES
 
 
 def test_where_all_rest_all_are_asked():
@@ -195,6 +204,20 @@ def test_one_that_goes_away_in_the_last_evaluation_is_asked_again(run, network, 
     figures = run(2, attempts=3)
     assert [row["num_clients_evaluated"] for row in figures] == [3, 3]
     assert figures[-1]["failed"]["evaluate"] == {}
+
+
+def test_one_that_is_away_at_the_end_is_not_asked_and_not_waited_for_again(run, network, clients, monkeypatch):
+    monkeypatch.setattr(module, "RETURN_SECONDS", 0.01)
+    monkeypatch.setattr(attempts, "wait_for_return", lambda *_: pytest.fail("it waits"))
+
+    def go(reply: Any) -> Any:
+        network.offline = {1}
+        return reply
+
+    clients.misbehaviour[2, "evaluate"] = go
+    figures = run(2, attempts=3)
+    assert [row["num_clients_evaluated"] for row in figures] == [3, 2]
+    assert figures[-1]["away"] == [1] and figures[-1]["failed"]["evaluate"] == {}
 
 
 def test_who_failed_is_known_after_a_resumption(tmp_path):

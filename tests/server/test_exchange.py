@@ -2,6 +2,7 @@
 
 import logging
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -203,3 +204,23 @@ def test_a_quorum_of_nodes_is_enough_to_begin_when_the_others_do_not_come(
     assert "3 nodes are connected after 0.01 s: the run begins without the others, by its quorum" in caplog.text
     with pytest.raises(TimeoutError):
         wait_for_nodes(network, 4, 0.01, quorum=0.8)
+
+
+def test_a_client_whose_node_was_started_again_without_the_message_fails_at_once(
+    network: Any, clients: Any, content: RecordDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    network.silent = {1}
+    network.started = {0: datetime.now(UTC) - timedelta(hours=1), 1: datetime.now(UTC) + timedelta(seconds=1)}
+    exchanged = evaluate(network, content)
+    assert list(exchanged.replies) == [0, 2] and exchanged.lost == {1} and exchanged.unanswered == {}
+    assert exchanged.failures == {1: "its node was started again, without the message"}
+
+
+def test_a_reply_that_came_before_its_node_was_started_again_counts(
+    network: Any, content: RecordDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    network.started = dict.fromkeys(network.nodes, datetime.now(UTC) + timedelta(hours=1))
+    exchanged = evaluate(network, content)
+    assert list(exchanged.replies) == [0, 1, 2] and exchanged.failures == {}

@@ -1,15 +1,17 @@
 """Who comes late, went away or was refused takes part as soon as it can, and is told apart from who may not."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.config import Config
+from common.config import Config, read_config
 from common.mixture_arrays import initial_arrays
 from common.mixture_file import card
 from common.mixture_spec import MixtureSpec
@@ -18,7 +20,9 @@ from common.wire.rounds import instruction
 from server import attempts
 from server import exchange as exchange_module
 from server import newcomers as module
-from server.ask import ask
+from server.app import starting_point
+from server.ask import ask, ask_one
+from server.checkpoint import Checkpoint
 from server.newcomers import Newcomers
 from server.preparation import Preparation, prepare_clients
 from server.run_directory import METRICS, ROUNDS, RunDirectory
@@ -137,34 +141,50 @@ def test_what_is_wrong_with_one_that_comes_late_is_said_and_ends_no_run(
 
 
 def test_a_client_that_comes_with_another_key_takes_its_own_place(
-    network: Any, clients: Any, directory: RunDirectory, caplog: pytest.LogCaptureFixture
+    network: Any, clients: Any, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
     network.offline = {2}
     preparation = prepared(network, directory)
     clients.misbehaviour[2, "prepare"] = lambda reply: replace(reply, partition=1)
-    newcomers = Newcomers(preparation, directory, 60.0)
-    network.offline = {1}
-    assert newcomers.look(network, 1) == []
-    assert newcomers.look(network, 2) == [1]
+    newcomers = Newcomers(preparation, directory, 3600.0)
+    network.offline = {1}  # for a moment only, as far as is known
+    assert newcomers.look(network, 1) == newcomers.look(network, 2) == []
+    assert "partition 1 is another node's" in caplog.text
+    now[0] += module.GONE_SECONDS + 1
+    assert newcomers.look(network, 4) == []
+    assert newcomers.look(network, 5) == [1]
     assert preparation.nodes == {0: 1000, 1: 1002}
+    assert "client 1 takes part from round 5 on, in the place of node 1001" in caplog.text
 
 
 def test_one_that_goes_away_while_it_tells_is_asked_again(
     network: Any, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     network.offline = {2}
     newcomers = Newcomers(prepared(network, directory), directory, 60.0)
     network.offline, network.silent = set(), {2}
-    assert newcomers.look(network, 1) == []
+    assert newcomers.look(network, 1) == [] and newcomers.bytes_down > 0 == newcomers.bytes_up
+    network.started[2] = datetime.now(UTC) + timedelta(seconds=1)  # back, without the message
+    assert newcomers.look(network, 2) == [] and newcomers.bytes_down > 0
+    network.started, network.silent = {}, set()
+    assert newcomers.look(network, 3) == [2] and newcomers.bytes_up > newcomers.bytes_down == 0
+
+
+def test_one_that_does_not_tell_in_time_is_asked_again(
+    network: Any, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network.offline = {2}
-    assert newcomers.look(network, 2) == []
-    network.offline = set()  # back, without the message
-    assert newcomers.look(network, 3) == newcomers.look(network, 4) == []
-    now[0] += 61
-    network.silent = set()
-    assert newcomers.look(network, 5) == [2]
+    newcomers = Newcomers(prepared(network, directory), directory, 60.0)
+    network.offline, network.silent = set(), {2}
+    begun = time.time()
+    asked = []
+    for seconds in (0, 50, 61):
+        monkeypatch.setattr(module.time, "time", lambda seconds=seconds: begun + seconds)
+        assert newcomers.look(network, 1) == []
+        asked.append(newcomers.bytes_down > 0)
+    assert asked == [True, False, True]
 
 
 # --- The first exchange ---
@@ -217,3 +237,52 @@ def test_the_gates_exchanges_are_made_again_with_those_who_went_away(
     clients.misbehaviour[1, "vocabulary"] = go_once
     exchanged = ask(network, config, preparation, VOCABULARY, instruction(0), preparation.nodes, len)
     assert list(exchanged.replies) == [0, 1, 2] and exchanged.failures == {} and len(seen) == 2
+
+
+def test_who_does_not_come_back_is_waited_for_once_and_not_asked_in_the_next_exchange(
+    network: Any, clients: Any, config: Config, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(attempts, "poll", lambda condition, seconds: waits.append(seconds) or condition())
+    preparation = prepared(network, directory)
+    network.offline = {1}
+    for _ in range(2):
+        exchanged = ask(network, config, preparation, VOCABULARY, instruction(0), preparation.nodes, len)
+        assert list(exchanged.replies) == [0, 2]
+    assert waits == [attempts.LONGEST_RETURN_SECONDS] and preparation.gone == {1}
+
+
+def test_one_of_all_is_asked_without_waiting_for_those_who_are_away(
+    network: Any, clients: Any, config: Config, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "poll", lambda *_: pytest.fail("it waits"))
+    preparation = prepared(network, directory)
+    network.offline = {0, 1}
+    assert ask_one(network, config, preparation, VOCABULARY, instruction(0), len) > 0
+    assert [call[2] for call in clients.calls if call[0] == "vocabulary"] == [2]
+
+
+def test_where_all_are_away_they_are_waited_for(
+    network: Any, config: Config, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def come_back(condition: Callable[[], bool], seconds: float) -> bool:
+        network.offline = set()
+        return condition()
+
+    monkeypatch.setattr(attempts, "poll", come_back)
+    preparation = prepared(network, directory)
+    network.offline = {0, 1, 2}
+    assert ask_one(network, config, preparation, VOCABULARY, instruction(0), len) > 0
+
+
+def test_a_resumed_run_keeps_the_tasks_that_its_mixture_was_made_for(
+    network: Any, run_config: Callable[..., dict[str, Any]], directory: RunDirectory
+) -> None:
+    config = read_config(run_config(gate="task"))
+    preparation = prepared(network, directory)
+    spec, arrays, _ = starting_point(network, config, preparation)
+    assert spec.tasks == ("shared", "task 0", "task 1", "task 2")
+    checkpoint = Checkpoint(3, arrays | {"gate.mean": arrays["gate.expert_keys"]}, {}, {}, tasks=("shared", "task 1"))
+    preparation.known_tasks = frozenset(checkpoint.tasks)
+    resumed, found, _ = starting_point(network, config, preparation, checkpoint)
+    assert resumed.tasks == checkpoint.tasks and found is checkpoint.shared

@@ -50,23 +50,30 @@ KINDS = {
     "lora": {"method": "lora", "lora-rank": 2},
     "float16": {"wire-format": "float16"},
     "int8": {"wire-format": "int8"},
+    "int8, personal": {"wire-format": "int8", "num-personal-steps": 2},
 }
 
 
-@pytest.mark.parametrize(("kind", "server_round"), [("train", 3), ("evaluate", 3), ("evaluate", 4)])
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+PERSONAL = "int8, personal"
+MOMENTS = [
+    *((name, *moment) for name in KINDS for moment in (("train", 3), ("evaluate", 3), ("evaluate", 4))),
+    *((PERSONAL, *moment) for moment in (("train", 5), ("evaluate", 5))),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "server_round"), MOMENTS)
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    run_config: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], kind: str, server_round: int
+    run_config: Callable[..., dict[str, Any]], tmp_path: Path, name: str, kind: str, server_round: int
 ) -> None:
-    settings = run_config(**changes) | {"num-rounds": 4}
+    settings = run_config(**KINDS[name]) | {"num-rounds": 4}
     undisturbed = run(settings | {"run-directory": str(tmp_path / "undisturbed")})
     settings |= {"run-directory": str(tmp_path / "interrupted")}
     with pytest.raises(KeyboardInterrupt):
         run(settings, Interrupted(kind, server_round))
     resumed = run(settings | {"resume": True})
 
-    for name in ("metrics.jsonl", "rounds.jsonl"):
-        assert lines(resumed / name) == lines(undisturbed / name)
+    for file in ("metrics.jsonl", "rounds.jsonl"):
+        assert lines(resumed / file) == lines(undisturbed / file)
     assert json.loads((resumed / "result.json").read_text()) == json.loads((undisturbed / "result.json").read_text())
     weights = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob(WEIGHTS))
     assert weights == sorted(path.relative_to(resumed) for path in resumed.rglob(WEIGHTS))
