@@ -1,5 +1,6 @@
 """The run directory: all that a run leaves behind, written as it goes so that nothing is lost when it is stopped."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,15 @@ def check_resumable(path: Path, config: Config) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what shapes figures, and the checkout's commit."""
-    return {name: version(name) for name in VERSIONED} | {"commit": _commit()}
+    """Return the versions of what shapes figures, as far as it is installed here, and the checkout's commit.
+
+    A deployment's server has no torch.
+    """
+    found = {}
+    for name in VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"commit": _commit()}
 
 
 def _commit() -> str:

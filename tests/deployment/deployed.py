@@ -16,6 +16,7 @@ from client.host_socket import ask_health
 from deployment import folder, node, run
 
 LIMIT_SECONDS = 600.0  # everything takes a fraction of that on an idle machine
+BARE_SERVER = Path(__file__).parent / "bare_server"  # it has what its image has (server/Dockerfile)
 FEDMOPS = Path(sysconfig.get_path("scripts")) / "fedmops"
 
 
@@ -140,12 +141,13 @@ class Deployment:
 
     def start(self, part: str) -> None:
         kind = part.partition("-")[0]
+        bare = {"PYTHONPATH": str(BARE_SERVER)} if kind == "server" else {}
         with open(self.path / f"{part}.out", "ab") as said:
             self.processes[part] = subprocess.Popen(
                 [FEDMOPS, "deploy", kind, self.path / part],
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | bare,
             )
 
     def start_all(self) -> None:

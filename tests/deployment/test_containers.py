@@ -1,6 +1,9 @@
 """Containers cannot run everywhere: that their files are valid and what they start is understood can be tested."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import typer
 import yaml
 
 from simulations.cli import app
+from tests.deployment.deployed import BARE_SERVER
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -69,3 +73,16 @@ def test_images_hold_the_app_and_what_it_pins(image: str) -> None:
     assert set(installed) <= wanted
     if image == "server":
         assert installed and not any(wish.startswith(("torch", "transformers", "peft")) for wish in installed)
+
+
+def test_what_runs_on_a_server_needs_nothing_that_its_image_has_not() -> None:
+    code = """
+import server.app, simulations.cli, simulations.clients_plot, simulations.run_report
+from server.run_directory import versions
+print(sorted(versions()))
+import torch
+"""
+    bare = os.environ | {"PYTHONPATH": str(BARE_SERVER)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=bare, capture_output=True, text=True)
+    assert done.stdout == "['commit', 'fedmops', 'flwr', 'numpy']\n", done.stderr
+    assert done.stderr.endswith("No module named 'torch'\n")  # or it would prove nothing
