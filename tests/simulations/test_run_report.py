@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from client.app import app as client_app
 from server.app import app as server_app
-from simulations.clients_plot import draw_clients
+from simulations.clients_plot import clients_figure, draw_clients
 from simulations.inline import run_inline
 from simulations.run_report import PICTURE, curves, report, so_far
 
@@ -100,3 +101,10 @@ def test_what_cannot_be_reported_is_said(run: Path, tmp_path: Path) -> None:
 def test_a_picture_of_many_clients_and_of_what_is_infinite_is_drawn() -> None:
     many = {client: {0: 9.0 + client, 2: math.inf, 3: 2.0} for client in range(40)} | {40: {0: math.inf}}
     assert draw_clients(many, "test").startswith(PNG)
+
+
+def test_a_round_that_a_client_missed_is_a_gap_in_its_line() -> None:
+    away, there, mean = clients_figure({0: {0: 8.0, 1: 4.0, 3: 2.0}, 1: {1: 1.0, 2: 1.0, 3: 8.0}}).axes[0].lines
+    np.testing.assert_array_equal(away.get_ydata(), [8.0, 4.0, np.nan, 2.0])
+    np.testing.assert_array_equal(there.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(mean.get_ydata(), [8.0, 2.0, 1.0, 4.0])
