@@ -13,7 +13,7 @@ from common.poll import poll
 # Rounds in a row that a client may fail in; then it rests for one round, and twice as long each time it fails again.
 FAILURES_BEFORE_REST = 3
 LONGEST_REST = 8  # rounds
-RETURN_SECONDS = 20.0  # a SuperNode that was killed is back in about eight
+RETURN_SECONDS = 30.0  # a SuperNode that was killed is back in some, one that was deaf in twice as many
 
 
 class Waited(NamedTuple):
