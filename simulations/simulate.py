@@ -95,7 +95,9 @@ def simulate_settings(
     shutil.rmtree(directory / CLIENT_STATES, ignore_errors=True)  # nothing is left to resume
     last_round = json.loads((directory / ROUNDS).read_text().splitlines()[-1])
     show_result(result, config.method, last_round, console)
-    console.print(f"{time.monotonic() - started:.0f} s; results are in {_short(directory)}", soft_wrap=True)
+    where = _short(directory)
+    console.print(f"{time.monotonic() - started:.0f} s; results are in {where}", soft_wrap=True)
+    console.print(f"every client by round, as a picture: fedmops report {where}", soft_wrap=True)
     return directory
 
 
