@@ -12,6 +12,7 @@ from common.perplexity import AnswerScore, geometric_mean, total
 from common.saved_run import CONFIG
 from server.run_directory import ALONE, METRICS, RESULT, ROUNDS
 from simulations.report import data_line, gate_line, measures_table, result_table
+from simulations.view import Tail
 
 PICTURE = "clients.png"
 SUMS = ("nll", "num_tokens", "num_characters", "num_examples")  # of a line of scores
@@ -25,7 +26,7 @@ def report(directory: Path, output: Path | None, console: Console) -> None:
     if not (directory / CONFIG).is_file():
         raise ValueError(f"{directory} holds no run: give the directory that a run has left, or leaves")
     settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    metrics, rounds = _lines(directory / METRICS), _lines(directory / ROUNDS)
+    metrics, rounds = Tail(directory / METRICS).new_lines(), Tail(directory / ROUNDS).new_lines()
     if not rounds:
         raise ValueError(
             f"{directory} has no scores yet: its clients prepare, or it ended before round 1 (see run.log)"
@@ -59,8 +60,8 @@ def show_result(result: dict[str, Any], method: str, last_round: dict[str, Any],
 def curves(metrics: Lines) -> Curves:
     """Return every client's perplexity over the rounds, from the lines of metrics.jsonl."""
     scores: dict[tuple[int, int], list[AnswerScore]] = defaultdict(list)
-    for line in [line for lines in _alone(metrics).values() for line in lines]:
-        scores[line["client"], 0].append(_score(line))
+    for client, alone in _alone(metrics).items():
+        scores[client, 0] += map(_score, alone)
     for line in metrics:
         if line["phase"] == "mixture":
             scores[line["client"], line["round"]].append(_score(line))
@@ -105,10 +106,3 @@ def _alone(metrics: Lines) -> dict[int, Lines]:
 
 def _score(line: dict[str, Any]) -> AnswerScore:
     return AnswerScore(**{name: line[name] for name in SUMS})
-
-
-def _lines(path: Path) -> Lines:
-    """Read a file's whole lines: the last may be on its way."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -28,7 +28,7 @@ def progress_of_runs(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-class _Tail:
+class Tail:
     """Reads the new lines of a file that may not exist yet."""
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +36,7 @@ class _Tail:
         self._offset = 0
 
     def new_lines(self) -> list[dict[str, Any]]:
+        """Return the lines that came since the last call, as far as they are whole."""
         if not self._path.exists():
             return []
         with open(self._path, "rb") as file:
@@ -53,7 +54,7 @@ class RunView:
         self, console: Console, directory: Path, num_rounds: int, num_clients: int, centralised: bool = False
     ) -> None:
         self._console = console
-        self._metrics, self._rounds = _Tail(directory / METRICS), _Tail(directory / ROUNDS)
+        self._metrics, self._rounds = Tail(directory / METRICS), Tail(directory / ROUNDS)
         self._num_rounds, self._num_clients, self._centralised = num_rounds, num_clients, centralised
         self._answered: dict[tuple[int, str], set[int]] = defaultdict(set)
         self._progress = progress_of_runs(console)

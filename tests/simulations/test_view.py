@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from simulations.view import RunView, _Tail
+from simulations.view import RunView, Tail
 
 
 def test_a_file_that_does_not_exist_yet_has_no_lines(tmp_path: Path) -> None:
-    assert _Tail(tmp_path / "later.jsonl").new_lines() == []
+    assert Tail(tmp_path / "later.jsonl").new_lines() == []
 
 
 def test_a_line_is_read_once_and_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    tail = _Tail(path)
+    tail = Tail(path)
     with open(path, "ab", buffering=0) as file:
         file.write(b'{"a": 1}\n{"a": 2')
         assert tail.new_lines() == [{"a": 1}]
